@@ -1,0 +1,54 @@
+# `make run` and `make test` do all the set-up by themselves; pip's own settings (indexes, find-links) stay in force.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+GAME ?= pong
+ACQUISITION ?= bald
+PRESET ?= quick
+RUN ?= $(CURDIR)/data/runs/$(PRESET)-$(GAME)-$(ACQUISITION)
+
+.PHONY: run test lab expert figures check format clean
+
+run: $(READY)  ## Watch a student learn: PRESET, GAME, ACQUISITION and RUN (the run's folder) can be set
+	@mkdir -p $(RUN)
+	$(BIN)/papermill notebooks/02_run_experiment.ipynb $(RUN)/notebook.ipynb -k python3 --no-progress-bar \
+		--stdout-file /dev/stdout --stderr-file /dev/stderr \
+		-p preset $(PRESET) -p game $(GAME) -p acquisition $(ACQUISITION) -p run_dir $(RUN)
+	@echo "       notebook: $(RUN)/notebook.ipynb"
+
+test: $(READY) check  ## All checks and tests
+	$(BIN)/python -m pytest
+
+lab: $(READY)  ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+expert: $(READY)  ## Train an expert for GAME and bundle it
+	@mkdir -p data/runs
+	$(BIN)/papermill notebooks/01_train_expert.ipynb data/runs/expert-$(GAME).ipynb -k python3 --no-progress-bar \
+		--stdout-file /dev/stdout --stderr-file /dev/stderr \
+		-p game $(GAME) -p output $(CURDIR)/data/experts/$(GAME).safetensors
+
+figures: $(READY)  ## Redraw everything in plots/ from data/results/
+	@mkdir -p data/runs
+	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare.ipynb -k python3 --no-progress-bar
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) .*_cache *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch $@

@@ -1,0 +1,170 @@
+"""Acquisition functions: from the student's dropout samples to one score per state; the highest are asked about.
+
+Each is a pure function of logits = Q-values / temperature, (N, T, A): N states, T dropout passes, A actions. Entropies
+are in nats, and
+
+    predictive entropy (total) = expected entropy (aleatoric) + BALD (epistemic).
+
+Your own function takes the same arguments; name it "my_module:my_function". It is called on chunks of the pool, with
+the same T masks for every state.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from aamlib.config import ConfigError, nearest
+
+Acquisition = Callable[..., Tensor]
+
+
+def entropy(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None) -> Float[Tensor, " N"]:
+    """Predictive entropy: how undecided the mean policy is, whatever the reason (Shannon 1948).
+
+    H[p̄] = −Σ_a p̄_a ln p̄_a with p̄ = mean over T of softmax(logits).
+
+    Parameters
+    ----------
+    logits:
+        float (N, T, A), T >= 1.
+    generator:
+        Not used.
+
+    Returns
+    -------
+    float (N,), nats, between 0 and ln A; higher is asked first.
+
+    Raises
+    ------
+    ValueError
+        Another shape, or values that are not finite.
+    """
+    return torch.special.entr(_policies(logits, min_samples=1).mean(dim=1)).sum(dim=-1)
+
+
+def expected_entropy(
+    logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None
+) -> Float[Tensor, " N"]:
+    """Expected entropy: how undecided the single passes are, mean over T of H[softmax(logits_t)]; the aleatoric part.
+
+    No acquisition function of the study, but the other half of the decomposition. Arguments, range and errors as for
+    `entropy`.
+    """
+    return torch.special.entr(_policies(logits, min_samples=1)).sum(dim=-1).mean(dim=1)
+
+
+def bald(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None) -> Float[Tensor, " N"]:
+    """BALD, the mutual information of action and weights: how much the passes disagree.
+
+    I = H[p̄] − mean over T of H[p_t], both terms from the same T passes (Houlsby et al. 2011, arXiv:1112.5745; with MC
+    dropout: Gal et al. 2017, arXiv:1703.02910). Rounding below 0 is cut off.
+
+    Parameters
+    ----------
+    logits:
+        float (N, T, A), T >= 2.
+    generator:
+        Not used.
+
+    Returns
+    -------
+    float (N,), nats, between 0 and ln min(T, A); higher is asked first.
+
+    Raises
+    ------
+    ValueError
+        Another shape, T < 2, or values that are not finite.
+    """
+    policies = _policies(logits, min_samples=2)
+    total = torch.special.entr(policies.mean(dim=1)).sum(dim=-1)
+    aleatoric = torch.special.entr(policies).sum(dim=-1).mean(dim=1)
+    return (total - aleatoric).clamp_min(0)
+
+
+def variation_ratio(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None) -> Float[Tensor, " N"]:
+    """Variation ratio: the share of passes that do not vote for the modal action (Freeman 1965; Gal 2016, thesis, 3.3).
+
+    1 − max_a #{t : argmax logits_t = a} / T. It has few levels (multiples of 1/T); `choose` breaks the ties at random.
+
+    Parameters
+    ----------
+    logits:
+        float (N, T, A), T >= 2.
+    generator:
+        Not used.
+
+    Returns
+    -------
+    float (N,), between 0 and 1 − 1/min(T, A); higher is asked first.
+
+    Raises
+    ------
+    ValueError
+        Another shape, T < 2, or values that are not finite.
+    """
+    _check(logits, min_samples=2)
+    votes = torch.nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[-1])  # (N, T, A)
+    return 1 - votes.sum(dim=1).amax(dim=-1) / logits.shape[1]
+
+
+def random(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None) -> Float[Tensor, " N"]:
+    """Random scores, uniform in [0, 1): the baseline that every other function has to beat. Only N is read."""
+    return torch.rand(len(logits), generator=generator).to(logits.device)
+
+
+ACQUISITIONS: dict[str, Acquisition] = {
+    "entropy": entropy,
+    "bald": bald,
+    "variation_ratio": variation_ratio,
+    "random": random,
+}
+
+
+def find_acquisition(name: str) -> Acquisition:
+    """The function of a registered name, or of "my_module:my_function". Raises ConfigError if there is none."""
+    if name in ACQUISITIONS:
+        return ACQUISITIONS[name]
+    module_name, separator, function_name = name.partition(":")
+    if not separator:
+        raise ConfigError(
+            f"unknown acquisition {name!r}; {nearest(name, ACQUISITIONS)} Your own: 'my_module:my_function'."
+        )
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"acquisition {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    if not callable(function):
+        raise ConfigError(
+            f"acquisition {name!r} is not a function; give one that maps logits (N, T, A) to scores (N,)."
+        )
+    return function
+
+
+def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Generator) -> Int64[Tensor, " K"]:
+    """Positions of the highest scores, int64 (query_size,); ties at the cut are broken by a seeded random order.
+
+    Raises ValueError if a score is not finite: NaN would sort first and such a state would be asked about.
+    """
+    if not torch.isfinite(scores).all():
+        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are not finite.")
+    shuffled = torch.randperm(len(scores), generator=generator)
+    order = torch.sort(scores.cpu()[shuffled], descending=True, stable=True).indices
+    return shuffled[order[:query_size]]
+
+
+def _policies(logits: Tensor, min_samples: int) -> Tensor:
+    _check(logits, min_samples)
+    return torch.softmax(logits, dim=-1)
+
+
+def _check(logits: Tensor, min_samples: int) -> None:
+    if logits.ndim != 3 or logits.shape[1] < min_samples or logits.shape[2] < 1:
+        raise ValueError(f"logits have the shape {tuple(logits.shape)}; give (N, T, A) with T >= {min_samples}.")
+    if not math.isfinite(logits.abs().max().item() if logits.numel() else 0.0):
+        raise ValueError("logits hold values that are not finite; look at the student's weights and the temperature.")

@@ -1,0 +1,191 @@
+"""Atari games: vector environments for collecting states, and evaluation over whole games.
+
+Preprocessing is the usual one (Machado et al. 2018, without sticky actions): frame-skip 4 with max-pooling over the
+last two frames, 84×84 grey, stacks of 4 frames, up to 30 no-ops at a game's start, at most 108,000 emulator frames a
+game. One agent step is 4 emulator frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.spaces import Discrete
+from gymnasium.vector import AutoresetMode
+from jaxtyping import Float, Float64, Int32, Int64, UInt8
+from torch import Tensor
+
+from aamlib.config import check_game
+
+FRAMES_PER_STEP = 4
+
+Policy = Callable[[UInt8[Tensor, "N 4 84 84"]], Float[Tensor, "N A"]]
+
+
+def make_envs(
+    game: str,
+    n_envs: int,
+    *,
+    clip_rewards: bool = False,
+    life_loss_ends: bool = False,
+    max_frames: int = 108_000,
+    n_threads: int = 0,
+) -> AtariVectorEnv:
+    """Step `n_envs` games side by side; a game that ends is followed by a new one within the same step.
+
+    Parameters
+    ----------
+    game:
+        Any ROM of ale-py, in its spelling: "pong", "breakout", "ms_pacman".
+    clip_rewards:
+        Clip each reward to [-1, 1].
+    life_loss_ends:
+        Report `terminated` also when a life is lost; the game itself goes on.
+    max_frames:
+        Emulator frames after which a game is truncated.
+    n_threads:
+        Emulator threads; 0 takes one per processor.
+
+    Raises
+    ------
+    ConfigError
+        Unknown game.
+    """
+    return AtariVectorEnv(
+        check_game(game),
+        n_envs,
+        num_threads=n_threads,
+        max_num_frames_per_episode=max_frames,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        life_loss_info=life_loss_ends,
+        reward_clipping=clip_rewards,
+    )
+
+
+def n_actions(game: str) -> int:
+    """Number of actions, A, of the game's minimal action set. Raises ConfigError for an unknown game."""
+    actions = make_envs(game, 1).single_action_space
+    assert isinstance(actions, Discrete)
+    return int(actions.n)
+
+
+def env_seeds(seed: int, stream: str, n: int) -> np.ndarray:
+    """Seeds for `n` environments; every (seed, stream) is a series of its own, so that uses never share games."""
+    entropy = [seed, *stream.encode()]
+    return (np.random.SeedSequence(entropy).generate_state(n) >> 1).astype(np.int64)  # the emulator takes 31 bits
+
+
+def epsilon_greedy(
+    q_values: Float[Tensor, "N A"], epsilon: float, generator: torch.Generator | None = None
+) -> np.ndarray:
+    """Actions, int64 (N,): the best by Q-value, or with probability epsilon a uniformly random one."""
+    n, a = q_values.shape
+    explore = torch.rand(n, generator=generator) < epsilon
+    random = torch.randint(a, (n,), generator=generator)
+    return torch.where(explore, random, q_values.argmax(dim=1).cpu()).numpy()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of E games played side by side: what was seen, thought and done, and what it brought."""
+
+    states: UInt8[Tensor, "E 4 84 84"]
+    q_values: Float[Tensor, "E A"]
+    actions: Int64[np.ndarray, " E"]
+    rewards: Int32[np.ndarray, " E"]
+    games: Int64[np.ndarray, " E"]
+
+
+@torch.no_grad()
+def play(
+    policy: Policy,
+    game: str,
+    episodes: int,
+    epsilon: float,
+    seed: int,
+    *,
+    max_frames: int = 108_000,
+    device: str = "cpu",
+) -> Iterator[Step]:
+    """Play whole games epsilon-greedily, side by side, step by step.
+
+    Each of `episodes` environments plays exactly its first game: taking whichever games end first would favour short
+    ones. A step holds the games still being played, named in `games` (0 to episodes − 1); rewards are not clipped.
+    """
+    envs = make_envs(game, episodes, max_frames=max_frames)
+    generator = torch.Generator().manual_seed(seed)
+    observations, _ = envs.reset(seed=env_seeds(seed, "play", episodes))
+    actions = np.zeros(episodes, dtype=np.int64)
+    games = np.arange(episodes)
+    while len(games):
+        states = torch.from_numpy(observations[games])
+        q_values = policy(states.to(device)).cpu()
+        actions[games] = epsilon_greedy(q_values, epsilon, generator)
+        observations, rewards, terminated, truncated, _ = envs.step(actions)
+        yield Step(states, q_values, actions[games], rewards[games], games)
+        games = games[~(terminated | truncated)[games]]
+    envs.close()
+
+
+def evaluate(
+    policy: Policy,
+    game: str,
+    episodes: int = 15,
+    epsilon: float = 0.05,
+    seed: int = 0,
+    *,
+    max_frames: int = 108_000,
+    device: str = "cpu",
+) -> Float64[np.ndarray, " episodes"]:
+    """Unclipped scores of whole games, float64 (episodes,).
+
+    Call `eval()` on a network with dropout before, unless dropout is meant to act.
+
+    Parameters
+    ----------
+    policy:
+        uint8 stacks (N, 4, 84, 84) -> Q-values (N, A), played epsilon-greedily.
+    game:
+        Any ROM of ale-py, in its spelling.
+    episodes:
+        Games, all played side by side; each counts, however long it takes.
+    epsilon:
+        Probability of a random action, in [0, 1].
+    seed:
+        Seeds the games and the random actions.
+    max_frames:
+        Emulator frames after which a game is cut and its score so far is taken.
+    device:
+        Where the policy computes.
+
+    Raises
+    ------
+    ConfigError
+        Unknown game.
+    """
+    scores = np.zeros(episodes)
+    for step in play(policy, game, episodes, epsilon, seed, max_frames=max_frames, device=device):
+        scores[step.games] += step.rewards
+    return scores
+
+
+def sample_states(
+    policy: Policy, game: str, n_states: int, games: int, epsilon: float, seed: int, *, max_frames: int = 108_000
+) -> UInt8[Tensor, "N 4 84 84"]:
+    """States drawn evenly from whole games: the same number of each game, uniformly over its length.
+
+    Returns uint8 (n_states, 4, 84, 84), game by game. A game shorter than its share gives all its states.
+    """
+    generator = np.random.default_rng(seed)
+    shares = np.diff(np.linspace(0, n_states, games + 1).astype(int))
+    drawn: list[list[Tensor]] = [[] for _ in range(games)]
+    for t, step in enumerate(play(policy, game, games, epsilon, seed, max_frames=max_frames)):
+        for state, number in zip(step.states, step.games, strict=True):  # reservoir sampling: each state equally likely
+            if t < shares[number]:
+                drawn[number].append(state.clone())
+            elif (slot := generator.integers(t + 1)) < shares[number]:
+                drawn[number][slot] = state.clone()
+    return torch.stack([state for states in drawn for state in states])

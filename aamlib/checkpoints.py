@@ -1,0 +1,80 @@
+"""Checkpoints of a run: weights and counters in one file, the pool's frames in compressed segments, one per save."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from aamlib.files import RunFolderError, file_hash, load_arrays, read_torch, save_arrays, write_json, write_torch
+from aamlib.replay import FramePool
+
+
+def save_checkpoint(run_dir: Path, number: int, content: dict[str, Any], pool: FramePool, *, keep: int) -> None:
+    """Write checkpoint `number`, then drop all but the newest `keep` checkpoints and what only they needed.
+
+    `content` is what `read_torch` accepts. The manifest, with a hash of every file, is written last: a
+    checkpoint without one does not exist. Raises RunFolderError when it cannot be written; the one before still stands.
+    """
+    folder = run_dir / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    weights = folder / f"{number:06d}.pt"
+    write_torch(weights, {**content, "labelled": pool.labelled})
+    files = [weights, *_save_pool(run_dir / "pool", pool)]
+    write_json(weights.with_suffix(".json"), {str(path.relative_to(run_dir)): file_hash(path) for path in files})
+
+    manifests = sorted(folder.glob("*.json"), reverse=True)
+    for manifest in manifests[keep:]:
+        manifest.unlink()
+    needed = {name for manifest in manifests[:keep] for name in json.loads(manifest.read_text())}
+    for path in [*folder.glob("*.pt"), *(run_dir / "pool").glob("*.zst")]:
+        if str(path.relative_to(run_dir)) not in needed:
+            path.unlink()
+
+
+def load_checkpoint(run_dir: Path, pool: FramePool) -> dict[str, Any] | None:
+    """The newest undamaged checkpoint's content, and its frames put into the empty `pool`; None if there was never one.
+
+    Warns of each damaged checkpoint that it passes over, and removes it. Raises RunFolderError if all are damaged.
+    """
+    manifests = sorted((run_dir / "checkpoints").glob("*.json"), reverse=True)
+    for manifest in manifests:
+        try:
+            hashes = json.loads(manifest.read_text())
+            damaged = [name for name, digest in hashes.items() if file_hash(run_dir / name) != digest]
+        except (OSError, ValueError) as error:
+            damaged = [str(error)]
+        if not damaged:
+            weights, *segments = (run_dir / name for name in hashes)
+            content = read_torch(weights)
+            pool.restore([load_arrays(segment) for segment in segments])
+            pool.labelled = content.pop("labelled")
+            for path in (run_dir / "pool").glob("*.zst"):  # of a round that was under way
+                if _steps(path)[0] >= pool.n_steps:
+                    path.unlink()
+            return content
+        message = f"checkpoint {manifest.stem} of {run_dir} is damaged ({', '.join(damaged)}); taking the one before."
+        warnings.warn(message, stacklevel=2)
+        manifest.rename(manifest.with_suffix(".damaged"))
+    if manifests:
+        raise RunFolderError(f"every checkpoint of {run_dir} is damaged; start the run again in another folder.")
+    return None
+
+
+def _save_pool(folder: Path, pool: FramePool) -> list[Path]:
+    """Write the frames that have come since the last save; returns all segments that the pool still needs, in order."""
+    oldest_needed = max(0, pool.n_steps - pool.n_rows)
+    saved = sorted(path for path in folder.glob("*.zst") if _steps(path)[1] > oldest_needed)
+    first_step = max(oldest_needed, _steps(saved[-1])[1] if saved else 0)
+    if first_step < pool.n_steps:
+        path = folder / f"{first_step:09d}-{pool.n_steps:09d}.zst"
+        save_arrays(path, pool.segment(first_step, pool.n_steps))
+        saved.append(path)
+    return saved
+
+
+def _steps(segment: Path) -> tuple[int, int]:
+    """The vector steps [first, last) that a segment's name gives."""
+    first, last = segment.stem.split("-")
+    return int(first), int(last)

@@ -1,0 +1,224 @@
+"""Settings: every hyper-parameter with its unit, its range and the study's value as default."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import torch
+from ale_py import roms
+
+_C = TypeVar("_C", bound="Config")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the value, what is allowed and the nearest valid name."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The end of an error message: the nearest allowed name if there is one, else all of them."""
+    allowed = list(allowed)
+    if match := difflib.get_close_matches(name.lower(), allowed, n=1):
+        return f"did you mean {match[0]!r}?"
+    return f"allowed: {', '.join(allowed)}."
+
+
+def check_game(game: str) -> str:
+    """Return `game` if ale-py ships its ROM; raise ConfigError otherwise."""
+    if game not in roms.get_all_rom_ids():
+        raise ConfigError(f"unknown game {game!r}; {nearest(game, sorted(roms.get_all_rom_ids()))}")
+    return game
+
+
+def check_device(device: str) -> str:
+    """Return `device` if torch can compute on it here; raise ConfigError otherwise."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ConfigError(
+            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'."
+        ) from error
+    return device
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    minimum: int | float | None = None,
+    above: int | float | None = None,
+    maximum: int | float | None = None,
+    below: int | float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that documents itself and knows its range."""
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
+    return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices, **limits})
+
+
+class Config:
+    """Base of the frozen dataclasses below: rejects unknown names, wrong types and values out of range."""
+
+    def __new__(cls: type[_C], *args: Any, **settings: Any) -> _C:
+        """Stop at a name that is no setting, before the dataclass does with less to say."""
+        names = cls.names()
+        for name in settings:
+            if name not in names:
+                raise ConfigError(f"unknown setting {name!r}; {nearest(name, names)}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = _of_type(field.name, getattr(self, field.name), hints[field.name])
+            object.__setattr__(self, field.name, value)
+            if value is not None:
+                _check_range(field.name, value, field.metadata)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of all settings."""
+        return [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
+    @classmethod
+    def from_notebook(cls: type[_C], namespace: Mapping[str, Any], *others: str, **defaults: Any) -> _C:
+        """Build from a notebook's `globals()`, where a variable that is None stands for the default.
+
+        papermill only warns of parameters that the notebook does not know; this raises ConfigError for each that is
+        neither a setting nor one of `others`.
+        """
+        for cell in namespace.get("In", []):
+            if cell.startswith("# Parameters"):  # the cell that papermill injects
+                for name in _assigned_names(cell):
+                    if name not in (allowed := [*cls.names(), *others]):
+                        raise ConfigError(f"unknown parameter {name!r}; {nearest(name, allowed)}")
+        given = {name: namespace[name] for name in cls.names() if namespace.get(name) is not None}
+        return cls(**{**defaults, **given})
+
+    def asdict(self) -> dict[str, Any]:
+        """All settings, ready for JSON."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def describe(cls) -> list[dict[str, Any]]:
+        """One row per setting, name, default and documentation: for a table in a notebook."""
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        return [{"setting": f.name, "default": f.default, "meaning": f.metadata["doc"]} for f in fields]
+
+
+def _assigned_names(source: str) -> list[str]:
+    statements = ast.parse(source).body
+    targets = [target for node in statements if isinstance(node, ast.Assign) for target in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _of_type(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the hinted type; whole floats pass as int, since papermill turns "1e6" into a float."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
+        return float(value)
+    if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+        return value
+    allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+    raise ConfigError(f"{name} = {value!r} is of type {type(value).__name__}; give {allowed}.")
+
+
+def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise ConfigError(f"{name} = {value!r} is unknown; {nearest(str(value), metadata['choices'])}")
+    checks = {
+        "minimum": ("at least", lambda bound: value >= bound),
+        "above": ("above", lambda bound: value > bound),
+        "maximum": ("at most", lambda bound: value <= bound),
+        "below": ("below", lambda bound: value < bound),
+    }
+    bounds = {key: metadata[key] for key in checks if metadata[key] is not None}
+    if not all(checks[key][1](bound) for key, bound in bounds.items()):
+        wanted = " and ".join(f"{checks[key][0]} {bound:g}" for key, bound in bounds.items())
+        raise ConfigError(f"{name} = {value!r} is out of range; give a value {wanted}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig(Config):
+    """Every hyper-parameter of a distillation run; the defaults are the 2020 study's setting."""
+
+    game: str = setting("pong", "ROM name as ale-py spells it")
+    expert: str | None = setting(None, "bundled expert's name or a weights' file; None: the bundled one of the game")
+    acquisition: str = setting("bald", "entropy, bald, variation_ratio, random, or your own my_module:my_function")
+    query_fraction: float = setting(0.10, "share of the pool that is asked about in a round", above=0, maximum=1)
+    seed: int = setting(0, "seeds weights, games, exploration, dropout, queries and minibatches", minimum=0)
+    total_steps: int = setting(3_450_000, "horizon in agent steps, warm-up included", minimum=1)
+    label_budget: int | None = setting(None, "queries after which the run ends; None: no limit", minimum=1)
+    warmup_steps: int = setting(50_000, "agent steps of random play before the first round", minimum=0)
+    round_steps: int = setting(10_000, "agent steps per round", minimum=1)
+    pool_size: int = setting(100_000, "states that may be asked about: the newest", minimum=1)
+    n_envs: int = setting(16, "environments side by side", minimum=1)
+    max_game_frames: int = setting(108_000, "emulator frames after which a game is cut", minimum=100)
+    epsilon_final: float = setting(0.1, "exploration after the fall from 1", minimum=0, maximum=1)
+    epsilon_decay_steps: int = setting(500_000, "agent steps of that fall, after the warm-up", minimum=1)
+    acting_dropout: bool = setting(True, "dropout while the student collects states")
+    dropout: float = setting(0.3, "probability that a hidden unit is dropped", minimum=0, below=1)
+    n_samples: int = setting(10, "T, the dropout passes of a scoring", minimum=2)
+    temperature: float = setting(0.1, "tau of softmax(Q / tau), expert's and student's", above=0)
+    batch_size: int = setting(32, "states per gradient step", minimum=1)
+    learning_rate: float = setting(6.25e-5, "Adam's rate", above=0)
+    adam_epsilon: float = setting(1.5e-4, "Adam's epsilon", above=0)
+    evaluate_every: int = setting(50_000, "agent steps between evaluations", minimum=1)
+    evaluation_episodes: int = setting(15, "whole games per evaluation", minimum=1)
+    evaluation_epsilon: float = setting(0.05, "exploration in evaluation", minimum=0, maximum=1)
+    evaluation_dropout: bool = setting(False, "dropout in evaluation")
+    probe_states: int = setting(2_000, "states in each of the two probe sets", minimum=1)
+    recorded_states: int = setting(2_000, "queried, and as many random, states whose scores are kept", minimum=1)
+    recorded_stacks: int = setting(200, "of each, states whose frames and samples are kept", minimum=0)
+    precision: str = setting("auto", "of matrix products; auto: the faster", choices=("auto", "float32", "bfloat16"))
+    device: str = setting("cpu", "torch device, such as cpu or cuda")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_game(self.game)
+        check_device(self.device)
+        for name in ("pool_size", "round_steps", "warmup_steps"):
+            if (value := getattr(self, name)) % self.n_envs:
+                near = max(1, round(value / self.n_envs)) * self.n_envs
+                raise ConfigError(
+                    f"{name} = {value} is not a multiple of n_envs = {self.n_envs}; the nearest is {near}."
+                )
+        if self.query_size(min(self.pool_size, self.warmup_steps + self.round_steps)) < 1:
+            raise ConfigError(f"query_fraction = {self.query_fraction} of the pool is less than one state; raise it.")
+
+    def query_size(self, n_states: int) -> int:
+        """States to ask about, of `n_states` in the pool."""
+        return round(self.query_fraction * n_states)
+
+    def epsilon(self, agent_steps: int) -> float:
+        """Exploration at an agent step: 1 in the warm-up, then falling linearly."""
+        fallen = (agent_steps - self.warmup_steps) / self.epsilon_decay_steps
+        return 1 - (1 - self.epsilon_final) * min(1, max(0, fallen))
+
+
+# Settings that differ from the study's. "quick" shows the whole loop on Pong within ten minutes on two cores.
+PRESETS: dict[str, dict[str, Any]] = {
+    "study": {},
+    "quick": {
+        "total_steps": 120_000,
+        "warmup_steps": 10_000,
+        "round_steps": 5_008,
+        "pool_size": 20_000,
+        "query_fraction": 0.4,
+        "epsilon_decay_steps": 50_000,
+        "learning_rate": 2.5e-4,
+        "evaluate_every": 25_000,
+    },
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of a preset, to build an ExperimentConfig on. Raises ConfigError for an unknown name."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; {nearest(name, PRESETS)}")
+    return PRESETS[name]

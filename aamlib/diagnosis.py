@@ -1,0 +1,118 @@
+"""What is measured beside training: probe sets, and the recorded selection of a round. Nothing here is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from aamlib.acquisition import ACQUISITIONS, find_acquisition
+from aamlib.atari import sample_states
+from aamlib.config import ExperimentConfig
+from aamlib.experts import label
+from aamlib.files import file_hash, load_arrays, save_arrays
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN
+from aamlib.replay import FramePool
+
+_PROBE_SEED = 2_000_000
+_PROBE_GAMES = 40
+
+
+@dataclass(frozen=True)
+class Probe:
+    """States on which every student is measured alike, and what the expert says of them."""
+
+    states: UInt8[Tensor, "N 4 84 84"]
+    expert_q: Float[Tensor, "N A"]
+
+
+def load_probes(expert_path: Path, expert: NatureDQN, config: ExperimentConfig) -> dict[str, Probe]:
+    """The two probe sets of an expert, "expert" and "random": states that it visits, and states of random play.
+
+    Each is spread evenly over 40 games on seeds of their own, the expert's played at epsilon 0.05. They are made once
+    per expert and kept beside its weights, in a file named by their hash.
+    """
+    path = expert_path.with_name(f"{expert_path.stem}-probes-{file_hash(expert_path)[:12]}-{config.probe_states}.zst")
+    if not path.exists():
+        games = min(_PROBE_GAMES, config.probe_states)
+        arrays = {}
+        for name, epsilon in (("expert", 0.05), ("random", 1.0)):
+            states = sample_states(
+                expert, config.game, config.probe_states, games, epsilon, _PROBE_SEED, max_frames=config.max_game_frames
+            )
+            arrays[name] = states.numpy()
+        save_arrays(path, arrays)
+    probes = {name: torch.from_numpy(states) for name, states in load_arrays(path).items()}
+    return {name: Probe(states, label(expert, states, config.device)) for name, states in probes.items()}
+
+
+def probe_metrics(student: MCDropoutDQN, probes: dict[str, Probe], config: ExperimentConfig) -> dict[str, float]:
+    """KL(expert || student) in nats, greedy agreement and regret on each probe set, dropout off."""
+    student.eval()
+    metrics = {}
+    for name, probe in probes.items():
+        with torch.no_grad():
+            batches = [student(states.to(config.device)).cpu() for states in probe.states.split(FORWARD_BATCH)]
+        student_q = torch.cat(batches)
+        metrics[f"probe_{name}_kl"] = F.kl_div(
+            torch.log_softmax(student_q / config.temperature, dim=1),
+            torch.log_softmax(probe.expert_q / config.temperature, dim=1),
+            log_target=True,
+            reduction="batchmean",
+        ).item()
+        action = student_q.argmax(dim=1)
+        metrics[f"probe_{name}_agreement"] = (action == probe.expert_q.argmax(dim=1)).float().mean().item()
+        metrics[f"probe_{name}_regret"] = regret(probe.expert_q, action).mean().item()
+    return metrics
+
+
+def regret(expert_q: Float[Tensor, "N A"], action: Int64[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """What the expert thinks an action costs: its best Q-value minus its Q-value of `action`, (N,), >= 0."""
+    return expert_q.amax(dim=1) - expert_q.gather(1, action[:, None]).squeeze(1)
+
+
+def record_selection(
+    student: MCDropoutDQN,
+    expert: NatureDQN,
+    pool: FramePool,
+    queried: Int64[Tensor, " K"],
+    heads: Float[Tensor, "T A F"],
+    config: ExperimentConfig,
+    generator: torch.Generator,
+) -> pd.DataFrame:
+    """Scores under every acquisition function, and the expert's Q-values, of queried and of random pool states.
+
+    Up to `recorded_states` of each kind, drawn at random; the first `recorded_stacks` of each with frames and the
+    student's samples. For looking only: these labels do not count as queries. See `Run.selection` for the columns.
+    """
+    functions = {**ACQUISITIONS, config.acquisition: find_acquisition(config.acquisition)}
+    tables = []
+    for kind, candidates in (("queried", queried), ("random", pool.ids())):
+        drawn = candidates[torch.randperm(len(candidates), generator=generator)[: config.recorded_states]]
+        # Neighbours in time beside each other compress well, so the states with frames are sorted among themselves.
+        ids = torch.cat([part.sort().values for part in drawn.tensor_split([config.recorded_stacks])])
+        samples, expert_q = [], []
+        for batch in ids.split(FORWARD_BATCH):
+            states = pool.read(batch).to(config.device)
+            samples.append(student.q_samples(states, heads=heads).cpu())
+            expert_q.append(label(expert, states, config.device))
+        q = torch.cat(samples)  # (N, T, A)
+        logits = q / config.temperature
+        scores = {
+            f"score_{name}": function(logits, generator=generator).numpy().astype(np.float32)
+            for name, function in functions.items()
+        }
+        kept = range(min(config.recorded_stacks, len(ids)))
+        stacks = pool.read(ids[: len(kept)]).numpy()
+        table = pd.DataFrame({"kind": kind, "state_id": ids.numpy(), **scores})
+        table["expert_q"] = list(torch.cat(expert_q).numpy())
+        table["frames"] = pd.Series([stacks[i].tobytes() for i in kept], dtype=object).reindex(table.index)
+        table["q_samples"] = pd.Series([q[i].half().flatten().numpy() for i in kept], dtype=object).reindex(table.index)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

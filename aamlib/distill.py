@@ -1,0 +1,330 @@
+"""The loop: act, score, query, label, train, look, evaluate, record.
+
+A student (Actor-Mimic network; Parisotto et al. 2016, arXiv:1511.06342) plays the game, ranks the newest states by its
+uncertainty, asks a frozen expert about the most uncertain share and learns softmax(Q_expert / tau). Start reading at
+`Distillation.run_round`.
+
+Departures from the 2020 study: 16 environments instead of one; the T dropout masks are drawn once per scoring and
+shared by all states; dropout is off in evaluation (the study left it on); evaluation has environments of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from aamlib.acquisition import choose, find_acquisition
+from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
+from aamlib.checkpoints import load_checkpoint, save_checkpoint
+from aamlib.config import ExperimentConfig
+from aamlib.diagnosis import load_probes, probe_metrics, record_selection
+from aamlib.experts import ExpertError, expert_path, label, load_expert
+from aamlib.files import RunFolderError, file_hash, lock_run, write_bytes, write_csv, write_json
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, reduced_precision
+from aamlib.replay import FramePool
+from aamlib.runs import EVALUATIONS, METRICS, Run, open_run, read_config, read_starts, record_start, write_selection
+
+_COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")
+
+
+def distill(config: ExperimentConfig, run_dir: str | Path) -> Run:
+    """Run an experiment, or go on with an interrupted one: the same call does both.
+
+    A finished run goes on when the horizon (`total_steps`) or `label_budget` is raised. The stop button, or Ctrl-C,
+    ends the run at the last completed round. An uninterrupted run repeats exactly for the same settings, threads,
+    precision and versions; a resumed one starts new games (recorded as `resumed`) and need not.
+
+    Raises
+    ------
+    ConfigError, ExpertError
+        A setting that cannot be used; nothing has been written then.
+    RunFolderError
+        The folder is in use, belongs to another configuration, or cannot be written.
+    """
+    with torch.random.fork_rng(devices=[]):
+        distillation = Distillation(config, run_dir)
+        with lock_run(run_dir):
+            return distillation.run()
+
+
+class Distillation:
+    """The state of a run, and its rounds."""
+
+    def __init__(self, config: ExperimentConfig, run_dir: str | Path) -> None:
+        self.config, self.run_dir = config, Path(run_dir).absolute()
+        self.acquisition = find_acquisition(config.acquisition)
+        self.expert_path = path = expert_path(config.expert or config.game)
+        self.expert = load_expert(path).to(config.device)
+        self.states: np.ndarray  # (E, 4, 84, 84), what the environments show
+        self.started: np.ndarray  # (E,), whether that is a game's first state
+        self.envs = make_envs(config.game, config.n_envs, max_frames=config.max_game_frames)
+        if self.expert.n_actions != (required := n_actions(config.game)):
+            raise ExpertError(
+                f"the expert {path} has {self.expert.n_actions} actions, but {config.game} has {required}; "
+                "give an expert of this game."
+            )
+        torch.manual_seed(config.seed)
+        self.student = MCDropoutDQN(required, dropout=config.dropout).to(config.device)
+        self.optimiser = torch.optim.Adam(
+            self.student.parameters(), lr=config.learning_rate, eps=config.adam_epsilon, fused=True
+        )
+        self.pool = FramePool(config.pool_size, config.n_envs)
+        self.round = self.agent_steps = self.labels_used = self.unique_labels = 0
+        self.metrics: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.resumed = False
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    # The loop
+
+    def run(self) -> Run:
+        """Do all rounds that are left."""
+        self.open()
+        total = self.config.total_steps
+        try:
+            bar = tqdm(total=total, initial=self.agent_steps, unit="step", unit_scale=True, desc=self.run_dir.name)
+            with bar, reduced_precision(self.precision, self.config.device):
+                while self.agent_steps < total and self.labels_left() > 0:
+                    if self.metrics:
+                        self.run_round()
+                    else:
+                        self.warm_up()
+                    self.report("running")
+                    bar.set_postfix(score=self.last_score(), labels=self.labels_used, refresh=False)
+                    bar.update(self.agent_steps - bar.n)
+            self.finish()
+            status = "finished" if self.agent_steps >= total else "label budget used"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            print(f"Stopped; the same call goes on after round {self.metrics[-1]['round'] if self.metrics else 0}.")
+        self.report(status)
+        return Run(self.run_dir)
+
+    def warm_up(self) -> None:
+        """Round 0: random play, until there is something to ask about."""
+        with self.timed("act"):
+            self.collect(self.config.warmup_steps)
+        with self.timed("diagnose"):
+            row = probe_metrics(self.student, self.probes, self.config)
+        self.record(row)
+
+    def run_round(self) -> None:
+        """One round: everything that the study's loop does, and what we measure beside it."""
+        self.round += 1
+        torch.manual_seed(self.seed("dropout"))  # torch's own generator drops units while acting and training
+        with self.timed("act"):
+            self.collect(self.config.round_steps)
+        with self.timed("score"):
+            heads = self.student.sample_heads(self.config.n_samples, self.generator("masks"))
+            queried = self.query(heads)
+        with self.timed("label"):
+            labels = self.ask(queried)
+        with self.timed("diagnose"):
+            selection = record_selection(
+                self.student, self.expert, self.pool, queried, heads, self.config, self.generator("record"),
+            )  # fmt: skip
+            write_selection(self.run_dir, self.round, selection)
+        with self.timed("train"):
+            row: dict[str, Any] = self.train(queried, labels)
+        with self.timed("diagnose"):
+            row |= probe_metrics(self.student, self.probes, self.config)
+        with self.timed("evaluate"):
+            row["score"] = self.evaluate()
+        self.record(row)
+
+    def collect(self, steps: int) -> None:
+        """Let the student play epsilon-greedily, and add what it sees to the pool."""
+        self.student.train(self.config.acting_dropout)
+        generator = self.generator("explore")
+        for _ in range(steps // self.config.n_envs):
+            self.pool.add(self.states[:, -1], self.started)
+            epsilon = self.config.epsilon(self.agent_steps)
+            if epsilon < 1:
+                with torch.no_grad():
+                    q = self.student(torch.from_numpy(self.states).to(self.config.device)).cpu()
+            else:
+                q = torch.zeros(self.config.n_envs, self.student.n_actions)
+            self.states, _, terminated, truncated, _ = self.envs.step(epsilon_greedy(q, epsilon, generator))
+            self.started = terminated | truncated
+            self.agent_steps += self.config.n_envs
+
+    def query(self, heads: Float[Tensor, "T A F"]) -> Int64[Tensor, " K"]:
+        """Score every state of the pool; return the ids of the most uncertain share."""
+        ids, generator = self.pool.ids(), self.generator("acquisition")
+        query_size = int(min(self.config.query_size(len(ids)), self.labels_left()))
+        scores = []
+        for batch in ids.split(FORWARD_BATCH):
+            q = self.student.q_samples(self.pool.read(batch).to(self.config.device), heads=heads)  # (N, T, A)
+            scores.append(self.acquisition(q / self.config.temperature, generator=generator).cpu())
+            if scores[-1].shape != batch.shape:
+                raise ValueError(
+                    f"acquisition {self.config.acquisition!r} returned scores of shape {tuple(scores[-1].shape)} for "
+                    f"{len(batch)} states; return one score per state, (N,)."
+                )
+        return ids[choose(torch.cat(scores), query_size, self.generator("ties"))]
+
+    def ask(self, queried: Int64[Tensor, " K"]) -> Float[Tensor, "K A"]:
+        """The expert's Q-values of the queried states; counts the labels."""
+        self.labels_used += len(queried)
+        self.unique_labels += self.pool.mark_labelled(queried)
+        batches = queried.split(FORWARD_BATCH)
+        return torch.cat([label(self.expert, self.pool.read(ids), self.config.device) for ids in batches])
+
+    def train(self, queried: Int64[Tensor, " K"], labels: Float[Tensor, "K A"]) -> dict[str, float]:
+        """One shuffled pass over the labelled states: cross-entropy to softmax(Q_expert / tau), summed over a batch."""
+        self.student.train()
+        loss_sum = agreed = 0.0
+        targets = torch.softmax(labels / self.config.temperature, dim=1).to(self.config.device)
+        for batch in torch.randperm(len(queried), generator=self.generator("shuffle")).split(self.config.batch_size):
+            states = self.pool.read(queried[batch]).to(self.config.device)
+            q = self.student(states)
+            loss = F.cross_entropy(q / self.config.temperature, targets[batch], reduction="sum")
+            self.optimiser.zero_grad()
+            loss.backward()
+            self.optimiser.step()
+            loss_sum += loss.item()
+            agreed += (q.argmax(dim=1).cpu() == labels[batch].argmax(dim=1)).sum().item()
+        return {"loss": loss_sum, "loss_per_label": loss_sum / len(queried), "query_agreement": agreed / len(queried)}
+
+    def evaluate(self) -> float | None:
+        """Mean score of whole games, if an evaluation is due; every game's score is kept."""
+        config = self.config
+        due = self.agent_steps % config.evaluate_every < config.round_steps  # a multiple was reached in this round
+        if not due and self.agent_steps < config.total_steps:
+            return None
+        self.student.train(config.evaluation_dropout)
+        scores = evaluate(
+            self.student, config.game, config.evaluation_episodes, config.evaluation_epsilon, self.seed("evaluate"),
+            max_frames=config.max_game_frames, device=config.device,
+        )  # fmt: skip
+        where = {"round": self.round, "agent_steps": self.agent_steps, "labels_used": self.labels_used}
+        self.evaluations += [{**where, "episode": i, "score": score} for i, score in enumerate(scores.tolist())]
+        return float(scores.mean())
+
+    def labels_left(self) -> float:
+        """Queries that the budget still allows; infinite without one."""
+        budget = self.config.label_budget
+        return math.inf if budget is None else float(budget - self.labels_used)
+
+    # Randomness: every round and purpose has a series of its own, so nothing of it needs to be saved.
+
+    def seed(self, purpose: str) -> int:
+        """The seed of a purpose in this round."""
+        return int(env_seeds(self.config.seed, f"{purpose} {self.round}", 1)[0])
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator for a purpose in this round."""
+        return torch.Generator().manual_seed(self.seed(purpose))
+
+    # Records
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the block's wall time to the phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[f"seconds_{phase}"] += time.perf_counter() - start
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Append the round's metrics and save: from here on the round cannot be lost."""
+        counters = {name: getattr(self, name) for name in _COUNTERS}
+        epsilon = self.config.epsilon(self.agent_steps)
+        row = {**counters, "pool_states": len(self.pool), "epsilon": epsilon, "resumed": int(self.resumed), **row}
+        self.metrics.append({**row, **self.seconds})
+        self.resumed = False
+        self.seconds.clear()
+        with self.timed("save"):
+            self.save(keep=2)
+
+    def save(self, keep: int) -> None:
+        """Write the checkpoint, which holds the tables too, and then the tables as CSV."""
+        content = {
+            "student": self.student.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "metrics": self.metrics,
+            "evaluations": self.evaluations,
+        }
+        save_checkpoint(self.run_dir, self.round, content, self.pool, keep=keep)
+        write_csv(self.run_dir / "metrics.csv", pd.DataFrame(self.metrics, columns=list(METRICS)))
+        write_csv(self.run_dir / "evaluations.csv", pd.DataFrame(self.evaluations, columns=list(EVALUATIONS)))
+
+    def finish(self) -> None:
+        """Leave what is needed to look at the student, and to go on."""
+        self.save(keep=1)
+        weights = {name: tensor.contiguous() for name, tensor in self.student.state_dict().items()}
+        write_bytes(self.run_dir / "student.safetensors", safetensors.torch.save(weights))
+
+    def open(self) -> None:
+        """Check that the folder is this run's, take up its newest checkpoint, and start games."""
+        may_raise = ("total_steps", "label_budget")
+        open_run(self.run_dir, self.config.asdict(), may_raise=may_raise)
+        starts, expert_hash = read_starts(self.run_dir), file_hash(self.expert_path)
+        if starts and starts[0]["expert_sha256"] != expert_hash:
+            raise RunFolderError(f"{self.run_dir} was labelled by an expert with other weights; choose another folder.")
+        if saved := load_checkpoint(self.run_dir, self.pool):
+            self.student.load_state_dict(saved["student"])
+            self.optimiser.load_state_dict(saved["optimiser"])
+            for name, value in saved["counters"].items():
+                setattr(self, name, value)
+            self.metrics, self.evaluations = saved["metrics"], saved["evaluations"]
+            self.resumed = True
+        if self.config.precision != "auto":
+            self.precision = self.config.precision
+        else:
+            self.precision = starts[0]["precision"] if starts else fastest_precision(self.config.device)
+        facts = {"round": self.round, "expert_sha256": expert_hash, "precision": self.precision}
+        record_start(self.run_dir, threads=torch.get_num_threads(), **facts)
+        self.probes = load_probes(self.expert_path, self.expert, self.config)
+        stream = f"games {self.round}"
+        self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, stream, self.config.n_envs))
+        self.started = np.ones(self.config.n_envs, dtype=bool)
+
+    def report(self, status: str) -> None:
+        """Write progress.json, which whoever waits for the run may read at any time."""
+        seconds = [sum(row[name] for name in row if name.startswith("seconds_")) for row in self.metrics[1:][-10:]]
+        left = (self.config.total_steps - self.agent_steps) / self.config.round_steps
+        progress = {
+            "status": status,
+            **{name: self.metrics[-1][name] if self.metrics else 0 for name in _COUNTERS},
+            "total_steps": self.config.total_steps,
+            "score": self.last_score(),
+            "seconds_left": round(left * float(np.mean(seconds))) if seconds else None,
+        }
+        write_json(self.run_dir / "progress.json", progress)
+
+    def last_score(self) -> float | None:
+        """The newest evaluation's mean score."""
+        return next((row["score"] for row in reversed(self.metrics) if row.get("score") is not None), None)
+
+
+def load_student(run_dir: str | Path) -> MCDropoutDQN:
+    """The student of a run as its last round left it, in evaluation mode: to watch it, or to go on with it.
+
+    Raises RunFolderError if the run has not finished, or its weights cannot be read.
+    """
+    path = Path(run_dir) / "student.safetensors"
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read ({error}); has the run finished? The same call goes on."
+        ) from error
+    student = MCDropoutDQN(len(weights["head.weight"]), dropout=read_config(run_dir)["dropout"])
+    student.load_state_dict(weights)
+    return student.eval()

@@ -1,0 +1,134 @@
+"""Files written whole or not at all, and the lock of a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import safetensors.numpy
+import torch
+from filelock import FileLock, Timeout
+
+DATA_DIR = Path(__file__).resolve().parents[1] / "data"
+
+
+class RunFolderError(RuntimeError):
+    """A run folder that cannot be used as asked; the message says why and what to do next."""
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file whole or not at all: yields a temporary path beside `path`, which replaces it when the block ends.
+
+    Raises RunFolderError when the disk is full or the folder cannot be written; `path` is then as it was.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        os.close(descriptor)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunFolderError(
+            f"cannot write {path}: {reason}; what was there before is untouched. Make room or choose another folder, "
+            "then call again."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write bytes atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_torch(path: str | Path, content: dict[str, Any]) -> None:
+    """Write tensors, numbers, strings, lists and dicts of them, atomically."""
+    buffer = io.BytesIO()  # torch's own writer has no clear error for a full disk
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_torch(path: str | Path) -> dict[str, Any]:
+    """Read what `write_torch` wrote, with torch's weights-only reader: nothing in the file is executed.
+
+    Raises RunFolderError if it cannot be read.
+    """
+    try:
+        return torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); remove it to start again."
+        ) from error
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON atomically."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV atomically."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+@contextlib.contextmanager
+def lock_run(run_dir: str | Path) -> Iterator[Path]:
+    """Create the folder if need be and hold its lock; yields its absolute path.
+
+    The operating system frees the lock of a process that ends, however it ends. Raises RunFolderError when another
+    process holds it or the folder cannot be made.
+    """
+    run_dir = Path(run_dir).absolute()
+    lock = FileLock(run_dir / "run.lock")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunFolderError(f"{run_dir} is in use by another process; wait for it or choose another folder.") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunFolderError(f"cannot use {run_dir} as a run folder: {reason}; choose another folder.") from error
+    try:
+        yield run_dir
+    finally:
+        lock.release()
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays atomically as zstd-compressed safetensors; Atari frames shrink a hundredfold."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, pa.output_stream(temporary, compression="zstd") as stream:
+        stream.write(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what `save_arrays` wrote."""
+    with pa.input_stream(path, compression="zstd") as stream:
+        return safetensors.numpy.load(stream.read())
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

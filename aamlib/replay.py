@@ -1,0 +1,110 @@
+"""The pool: the newest states, of which the expert may be asked.
+
+A state is a stack of four frames, but each step brings only one new frame. The pool is a ring of single frames per
+environment, and stacks are put together on read: 7 kB a state instead of 28.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64, UInt8
+from torch import Tensor
+
+from aamlib.config import ConfigError
+
+STACK = 4
+FRAME_SHAPE = (84, 84)
+
+
+class FramePool:
+    """The newest `capacity` states of E environments that are stepped side by side.
+
+    A state's id counts every state ever added: `step * n_envs + environment`. Those in the pool are `ids()`, a
+    contiguous range. As in the vector environment, the frames before a game's first are zeros.
+
+    Parameters
+    ----------
+    capacity:
+        States, a multiple of n_envs. Memory: (capacity + 3 · n_envs + 1) · 7,056 bytes.
+    n_envs:
+        E.
+
+    Raises
+    ------
+    ConfigError
+        `capacity` is no positive multiple of `n_envs`.
+    """
+
+    def __init__(self, capacity: int, n_envs: int) -> None:
+        if capacity < n_envs or capacity % n_envs:
+            raise ConfigError(f"pool_size = {capacity} is not a multiple of n_envs = {n_envs}; give one.")
+        self.n_envs = n_envs
+        self.steps_kept = capacity // n_envs
+        self.n_rows = self.steps_kept + STACK - 1  # the oldest state needs the three frames before it
+        # One row per environment and ring position, and a last one that stays zero: what comes before a game's start.
+        self.frames = torch.zeros(n_envs * self.n_rows + 1, *FRAME_SHAPE, dtype=torch.uint8)
+        self.zero_row = n_envs * self.n_rows
+        self.age = torch.zeros(n_envs, self.n_rows, dtype=torch.uint8)  # steps since the game's start, up to 3
+        self.labelled = torch.zeros(n_envs, self.n_rows, dtype=torch.bool)
+        self.n_steps = 0  # ever added
+
+    def __len__(self) -> int:
+        return min(self.n_steps, self.steps_kept) * self.n_envs
+
+    def ids(self) -> Int64[Tensor, " N"]:
+        """Ids of the states in the pool, oldest first."""
+        last = self.n_steps * self.n_envs
+        return torch.arange(last - len(self), last)
+
+    def add(self, frames: UInt8[np.ndarray, "E 84 84"], started: Bool[np.ndarray, " E"]) -> None:
+        """Add the newest frame of each environment; `started` marks those whose game began with it."""
+        row = self.n_steps % self.n_rows
+        self._rows(row)[:] = torch.from_numpy(frames)
+        age = (self.age[:, row - 1] + 1).clamp_max(STACK - 1)
+        self.age[:, row] = torch.where(torch.from_numpy(started), 0, age)
+        self.labelled[:, row] = False
+        self.n_steps += 1
+
+    def read(self, ids: Int64[Tensor, " N"]) -> UInt8[Tensor, "N 4 84 84"]:
+        """The stacks of the states `ids`, oldest frame first. Raises IndexError for one that is not in the pool."""
+        env, row = self._locate(ids)
+        back = torch.arange(STACK - 1, -1, -1)  # frames before the state's own: 3, 2, 1, 0
+        rows = env[:, None] * self.n_rows + (row[:, None] - back) % self.n_rows  # (N, 4)
+        rows[back > self.age[env, row][:, None]] = self.zero_row
+        return self.frames.index_select(0, rows.flatten()).view(-1, STACK, *FRAME_SHAPE)
+
+    def mark_labelled(self, ids: Int64[Tensor, " N"]) -> int:
+        """Remember that these (distinct) states have been asked about; returns how many had not been before."""
+        env, row = self._locate(ids)
+        fresh = int((~self.labelled[env, row]).sum())
+        self.labelled[env, row] = True
+        return fresh
+
+    def segment(self, first_step: int, last_step: int) -> dict[str, np.ndarray]:
+        """What `add` was given in the steps [first, last)."""
+        rows = torch.arange(first_step, last_step) % self.n_rows
+        return {
+            "first_step": np.array(first_step),
+            "frames": np.stack([self._rows(int(row)).numpy() for row in rows]),  # (steps, E, 84, 84)
+            "started": (self.age[:, rows] == 0).T.numpy(),  # (steps, E)
+        }
+
+    def restore(self, segments: list[dict[str, np.ndarray]]) -> None:
+        """Refill an empty pool from consecutive segments that reach back to the oldest frame needed."""
+        self.n_steps = segments[0]["first_step"].item() if segments else 0
+        for segment in segments:
+            for frames, started in zip(segment["frames"], segment["started"], strict=True):
+                self.add(frames, started)
+
+    def _rows(self, row: int) -> Tensor:
+        """The frames of all environments at one ring position, (E, 84, 84), as a view."""
+        return self.frames[:-1].view(self.n_envs, self.n_rows, *FRAME_SHAPE)[:, row]
+
+    def _locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        last = self.n_steps * self.n_envs
+        if len(ids) and not (last - len(self) <= int(ids.min()) and int(ids.max()) < last):
+            raise IndexError(
+                f"states {int(ids.min())} to {int(ids.max())} are not all in the pool [{last - len(self)}, {last})."
+            )
+        return ids % self.n_envs, ids // self.n_envs % self.n_rows

@@ -1,0 +1,59 @@
+"""What all tests share."""
+
+import dataclasses
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import settings
+
+import aamlib
+
+settings.register_profile("aamlib", deadline=None, derandomize=True, max_examples=50)  # the same examples on every run
+settings.load_profile("aamlib")
+torch.set_num_threads(1)  # tensors are small here: on a busy machine, a second thread is only waited for
+
+
+@pytest.fixture
+def as_users(monkeypatch):
+    """Run without the shape checks of the test command, which would reject bad shapes before aamlib itself does."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="session")
+def pong_expert(tmp_path_factory):
+    """The weights' file of an untrained network with Pong's six actions: labels like any other, made in no time."""
+    torch.manual_seed(0)
+    network = aamlib.NatureDQN(6, normalise=True)
+    with torch.no_grad():
+        network.head.weight *= (
+            0.1  # Q-values of the size of the temperature: neither a certain nor an indifferent expert
+        )
+    path = tmp_path_factory.mktemp("experts") / "pong.safetensors"
+    return aamlib.save_expert(path, network, {"game": "pong"})
+
+
+@pytest.fixture
+def tiny(pong_expert):
+    """A run of four rounds on the real game, small enough for a test of a few seconds."""
+    return aamlib.ExperimentConfig(
+        expert=str(pong_expert),
+        total_steps=800,
+        warmup_steps=160,
+        round_steps=160,
+        pool_size=320,
+        epsilon_decay_steps=160,
+        max_game_frames=240,
+        evaluate_every=320,
+        evaluation_episodes=2,
+        probe_states=8,
+        recorded_states=500,
+        recorded_stacks=4,
+        precision="float32",
+    )
+
+
+@pytest.fixture
+def with_settings(tiny):
+    """The tiny configuration with other values."""
+    return lambda **settings: dataclasses.replace(tiny, **settings)

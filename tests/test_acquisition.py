@@ -1,0 +1,289 @@
+"""Acquisition functions against hand-made values, a slow oracle, baal, and the bounds that theory gives."""
+
+import math
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from aamlib.acquisition import (
+    ACQUISITIONS,
+    bald,
+    choose,
+    entropy,
+    expected_entropy,
+    find_acquisition,
+    random,
+    variation_ratio,
+)
+from aamlib.config import ConfigError
+
+UNCERTAINTIES = [entropy, expected_entropy, bald, variation_ratio]
+
+shapes = st.tuples(st.integers(1, 4), st.integers(2, 7), st.integers(2, 6))  # N, T, A
+values = st.integers(-40, 40).map(lambda quarters: quarters / 4) | st.sampled_from([-1e4, 1e4])  # exact in binary
+logit_arrays = hnp.arrays(np.float64, shapes, elements=values)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_close(actual, expected, atol=1e-6):
+    torch.testing.assert_close(
+        actual.double(), torch.as_tensor(expected, dtype=torch.float64).expand_as(actual), rtol=0, atol=atol
+    )
+
+
+# The oracle: plain loops in float64, one state at a time.
+
+
+def slow_policy(row):
+    exponentials = [math.exp(value - max(row)) for value in row]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def slow_entropy(policy):
+    return -sum(p * math.log(p) for p in policy if p > 0)
+
+
+def slow_scores(passes):
+    """Entropy, expected entropy, BALD and variation ratio of one state's passes (T, A)."""
+    policies = [slow_policy(row) for row in passes]
+    mean_policy = [sum(column) / len(policies) for column in zip(*policies, strict=True)]
+    total = slow_entropy(mean_policy)
+    expected = sum(slow_entropy(policy) for policy in policies) / len(policies)
+    votes = [list(row).index(max(row)) for row in passes]
+    agreeing = max(votes.count(action) for action in votes)
+    return total, expected, total - expected, 1 - agreeing / len(votes)
+
+
+@given(logit_arrays)
+def test_scores_equal_those_of_a_slow_oracle(array):
+    oracle = np.array([slow_scores(passes) for passes in array])
+    for column, function in enumerate(UNCERTAINTIES):
+        assert_close(function(torch.from_numpy(array)), oracle[:, column])
+        assert_close(function(torch.from_numpy(array).float()), oracle[:, column], atol=5e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`structlog.threadlocal`:DeprecationWarning")  # as baal is imported
+@given(shapes, seeds)
+def test_entropy_and_bald_agree_with_baal(shape, seed):
+    from baal.active import heuristics
+
+    logits = torch.randn(shape, generator=seeded(seed), dtype=torch.float64) * 3
+    policies = logits.softmax(dim=-1).movedim(1, -1).numpy()  # (N, A, T), as baal wants it
+    assert_close(entropy(logits), heuristics.Entropy().compute_score(policies))
+    assert_close(bald(logits), heuristics.BALD().compute_score(policies))
+
+
+# Values worked out by hand.
+
+
+@pytest.mark.parametrize("n_samples", [2, 10])
+def test_identical_passes_have_no_bald_and_no_variation(n_samples):
+    logits = torch.randn(500, 1, 6, generator=seeded(0)).expand(-1, n_samples, -1)
+    assert_close(bald(logits), 0)
+    assert (bald(logits) >= 0).all()  # rounding would take some of them below
+    assert_close(variation_ratio(logits), 0)
+
+
+def test_two_certain_opposed_passes_have_bald_ln_2():
+    logits = torch.tensor([[[100.0, 0.0, 0.0], [0.0, 100.0, 0.0]]])
+    assert_close(bald(logits), math.log(2))
+    assert_close(entropy(logits), math.log(2))
+    assert_close(expected_entropy(logits), 0)
+
+
+@pytest.mark.parametrize("n_actions", [2, 4, 6, 18])
+def test_uniform_policies_have_entropy_ln_a_and_no_bald(n_actions):
+    logits = torch.full((3, 5, n_actions), 7.0)
+    assert_close(entropy(logits), math.log(n_actions))
+    assert_close(bald(logits), 0)
+
+
+def test_entropy_takes_a_single_pass():
+    assert_close(entropy(torch.tensor([[[math.log(3.0), 0.0]]])), math.log(4) - 0.75 * math.log(3))
+
+
+@pytest.mark.parametrize(
+    ("votes", "ratio"), [([0, 0, 1, 2, 0], 0.4), ([0, 1, 2, 3], 0.75), ([2, 2, 2], 0.0), ([1, 1, 3, 3], 0.5)]
+)
+def test_variation_ratio_is_the_share_outside_the_modal_vote(votes, ratio):
+    logits = torch.nn.functional.one_hot(torch.tensor([votes]), 4).float()
+    assert_close(variation_ratio(logits), ratio)
+
+
+# Bounds and symmetries.
+
+
+@given(logit_arrays, st.sampled_from([torch.float32, torch.float64]))
+def test_bald_lies_between_0_and_each_of_its_bounds(array, dtype):
+    logits = torch.from_numpy(array).to(dtype)
+    _, n_samples, n_actions = logits.shape
+    scores = bald(logits)
+    assert (scores >= 0).all()
+    for bound in (math.log(n_samples), math.log(n_actions), entropy(logits)):
+        assert (scores <= bound + 1e-5).all()
+
+
+@given(logit_arrays)
+def test_entropy_is_expected_entropy_plus_bald(array):
+    logits = torch.from_numpy(array)
+    assert_close(entropy(logits), expected_entropy(logits) + bald(logits))
+
+
+@given(logit_arrays)
+def test_variation_ratio_is_a_multiple_of_1_over_t_below_its_bound(array):
+    _, n_samples, n_actions = array.shape
+    dissenting = variation_ratio(torch.from_numpy(array)) * n_samples
+    assert_close(dissenting, dissenting.round(), atol=1e-5)
+    assert (dissenting <= n_samples * (1 - 1 / min(n_samples, n_actions)) + 1e-5).all()
+
+
+@given(logit_arrays, seeds)
+def test_order_of_passes_and_actions_does_not_matter(array, seed):
+    _, n_samples, n_actions = array.shape
+    untied = torch.from_numpy(array) + 0.01 * torch.arange(n_actions)  # a tie within a pass goes to the first action
+    passes, actions = (torch.randperm(size, generator=seeded(seed)) for size in (n_samples, n_actions))
+    for function in UNCERTAINTIES:
+        assert_close(function(untied[:, passes][:, :, actions]), function(untied))
+
+
+@given(logit_arrays, seeds)
+def test_constants_added_to_a_pass_do_not_matter(array, seed):
+    logits = torch.from_numpy(array)
+    constants = torch.randint(-1000, 1000, (*logits.shape[:2], 1), generator=seeded(seed))
+    for function in UNCERTAINTIES:
+        assert_close(function(logits + constants), function(logits))
+
+
+@pytest.mark.parametrize("function", UNCERTAINTIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_logits_give_finite_scores(function, dtype):
+    signs = torch.tensor([[[1, -1, -1], [-1, 1, -1]], [[1, 1, 1], [-1, -1, -1]], [[1, 0, -1], [1, 0, -1]]])
+    assert torch.isfinite(function(signs.to(dtype) * 1e4)).all()
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("function", UNCERTAINTIES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_are_refused(function, bad):
+    logits = torch.zeros(3, 4, 5)
+    logits[1, 2, 3] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        function(logits)
+
+
+@pytest.mark.parametrize("function", [bald, variation_ratio])
+def test_disagreement_needs_two_passes(function):
+    with pytest.raises(ValueError, match=r"\(5, 1, 4\); give \(N, T, A\) with T >= 2"):
+        function(torch.zeros(5, 1, 4))
+
+
+@pytest.mark.parametrize("function", UNCERTAINTIES)
+@pytest.mark.parametrize("shape", [(4,), (5, 4), (5, 0, 4), (5, 3, 0), (5, 3, 4, 1)])
+def test_other_shapes_are_refused(as_users, function, shape):
+    with pytest.raises(ValueError, match=r"give \(N, T, A\)"):
+        function(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("function", ACQUISITIONS.values())
+def test_no_states_give_no_scores(function):
+    assert function(torch.zeros(0, 3, 4)).shape == (0,)
+
+
+# Random scores, and the choice.
+
+
+def test_random_scores_are_seeded_and_uniform():
+    logits = torch.zeros(10_000, 2, 3)
+    scores = random(logits, generator=seeded(1))
+    assert torch.equal(scores, random(logits, generator=seeded(1)))
+    assert not torch.equal(scores, random(logits, generator=seeded(2)))
+    shares = torch.histc(scores, bins=10, min=0, max=1) / len(scores)
+    assert_close(shares, 0.1, atol=0.015)  # five standard errors
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 30), elements=st.integers(0, 5)), st.data(), seeds)
+def test_choose_takes_distinct_states_and_none_below_one_left_out(array, data, seed):
+    scores = torch.from_numpy(array)
+    query_size = data.draw(st.integers(0, len(scores)))
+    chosen = choose(scores, query_size, seeded(seed)).tolist()
+    left_out = set(range(len(scores))) - set(chosen)
+    assert len(set(chosen)) == len(chosen) == query_size
+    assert not chosen or not left_out or scores[chosen].min() >= scores[list(left_out)].max()
+
+
+def test_choose_breaks_ties_by_its_seed():
+    tied = torch.zeros(100)
+    assert torch.equal(choose(tied, 10, seeded(0)), choose(tied, 10, seeded(0)))
+    assert set(choose(tied, 10, seeded(0)).tolist()) != set(choose(tied, 10, seeded(1)).tolist())
+
+
+def test_choose_gives_tied_states_equal_chances():
+    scores = torch.tensor([0.5] * 5 + [1.0] + [0.5] * 5 + [0.1])  # 10 tied states for the last 3 places of 4
+    generator, draws = seeded(0), 3000
+    times_chosen = sum(torch.bincount(choose(scores, 4, generator), minlength=12) for _ in range(draws))
+    assert times_chosen[5] == draws
+    assert times_chosen[11] == 0
+    tied = torch.cat([times_chosen[:5], times_chosen[6:11]])
+    assert_close(tied / draws, 0.3, atol=0.042)  # five standard errors
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_choose_refuses_scores_that_are_not_finite(bad):
+    with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
+        choose(torch.tensor([0.1, bad, 0.2]), 1, seeded(0))
+
+
+# Functions by name.
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_acquisition.py").write_text(
+        "def first_pass(logits, *, generator=None):\n    return logits[:, 0, 0]\n\nNOT_A_FUNCTION = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "own_acquisition"
+
+
+@pytest.mark.parametrize("name", ["entropy", "bald", "variation_ratio", "random"])
+def test_registered_functions_are_found_by_their_own_name(name):
+    assert find_acquisition(name).__name__ == name
+
+
+def test_own_function_is_found_in_its_module(own_module):
+    function = find_acquisition(f"{own_module}:first_pass")
+    assert_close(function(torch.full((2, 3, 4), 5.0)), 5)
+
+
+def test_unknown_name_is_told_the_nearest():
+    with pytest.raises(ConfigError, match="unknown acquisition 'BALDD'; did you mean 'bald'"):
+        find_acquisition("BALDD")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no_such_module_of_mine:score", "No module named 'no_such_module_of_mine'"),
+        ("own_acquisition:missing", "has no attribute 'missing'"),
+        ("own_acquisition:NOT_A_FUNCTION", "is not a function"),
+        (":score", "cannot be imported"),
+        pytest.param(
+            ".own_acquisition:first_pass",
+            "cannot be imported",
+            marks=pytest.mark.xfail(strict=True, raises=TypeError, reason="import_module raises TypeError here"),
+        ),
+    ],
+)
+def test_function_that_cannot_be_had_is_an_error(own_module, name, reason):
+    with pytest.raises(ConfigError, match=reason):
+        find_acquisition(name)

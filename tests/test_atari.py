@@ -1,0 +1,226 @@
+"""Games and their evaluation: scripted games whose scores can be counted, then the emulator itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from aamlib import atari
+from aamlib.atari import FRAMES_PER_STEP, env_seeds, epsilon_greedy, evaluate, make_envs, n_actions, play, sample_states
+from aamlib.config import ConfigError
+
+LENGTHS = np.array([3, 1, 6, 4])
+
+
+class ScriptedEnvs:
+    """First games last LENGTHS steps and pay 10 times their number + 10 a step; all later games pay 1000 a step."""
+
+    def __init__(self, game, n_envs, **settings):
+        self.numbers, self.lengths, self.settings = np.arange(n_envs), LENGTHS[:n_envs], settings
+        self.t, self.actions, self.closed = 0, [], False
+
+    def reset(self, *, seed):
+        self.seeds = seed.tolist()
+        return self.observe(), {}
+
+    def step(self, actions):
+        self.actions.append(actions.copy())
+        self.t += 1
+        rewards = np.where(self.t <= self.lengths, 10 * self.numbers + 10, 1000).astype(np.int32)
+        over = self.t % self.lengths == 0
+        odd = self.numbers % 2 == 1
+        return self.observe(), rewards, over & odd, over & ~odd, {}
+
+    def observe(self):
+        """States that hold their game's number and time."""
+        states = np.zeros((len(self.numbers), 4, 84, 84), dtype=np.uint8)
+        states[:, 0, 0, 0], states[:, 0, 0, 1] = self.numbers, self.t
+        return states
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Scripted games instead of the emulator's; holds those that were made."""
+    made = []
+
+    def make(*args, **settings):
+        made.append(ScriptedEnvs(*args, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(atari, "make_envs", make)
+    return made
+
+
+def number_policy(states):
+    """Prefers the action that is the game's number."""
+    return torch.nn.functional.one_hot(states[:, 0, 0, 0].long(), 6).float()
+
+
+def no_preference(states):
+    return torch.zeros(len(states), 6)
+
+
+def test_each_first_game_counts_whole_and_no_later_one(scripted):
+    scores = evaluate(number_policy, "pong", episodes=4, epsilon=0.0)
+    np.testing.assert_array_equal(scores, LENGTHS * [10, 20, 30, 40])
+    assert scores.dtype == np.float64
+
+
+def test_evaluation_steps_whole_unclipped_games_of_its_own_and_closes_them(scripted):
+    evaluate(number_policy, "pong", episodes=4, max_frames=1234)
+    [envs] = scripted
+    assert envs.settings == {"max_frames": 1234}
+    assert envs.t == LENGTHS.max()
+    assert envs.closed
+
+
+def test_games_are_seeded_by_the_seed_of_the_evaluation(scripted):
+    for seed in (0, 0, 1):
+        evaluate(number_policy, "pong", episodes=4, seed=seed)
+    first, again, other = (envs.seeds for envs in scripted)
+    assert first == again
+    assert not set(first) & set(other)
+
+
+def test_policy_sees_and_steers_the_games_still_played(scripted):
+    steps = list(play(number_policy, "pong", episodes=4, epsilon=0.0, seed=0))
+    for t, step in enumerate(steps):
+        assert step.games.tolist() == np.flatnonzero(t < LENGTHS).tolist()
+        assert step.states[:, 0, 0, :2].tolist() == [[game, t] for game in step.games]
+        np.testing.assert_array_equal(step.actions, step.games)
+        np.testing.assert_array_equal(scripted[0].actions[t][step.games], step.games)
+        torch.testing.assert_close(step.q_values, number_policy(step.states))
+        np.testing.assert_array_equal(step.rewards, 10 * step.games + 10)
+
+
+def test_sampled_states_are_distinct_and_as_many_of_each_game(scripted):
+    states = sample_states(number_policy, "pong", 9, games=4, epsilon=0.0, seed=0)
+    games, times = states[:, 0, 0, 0].tolist(), states[:, 0, 0, 1].tolist()
+    assert games == [0, 0, 1, 2, 2, 3, 3, 3]  # game 1 has one state only; 9 = 2 + 2 + 2 + 3
+    assert len(set(zip(games, times, strict=True))) == 8
+
+
+def test_sampled_states_are_uniform_over_a_game(scripted):
+    draws = 400
+    times = [sample_states(number_policy, "pong", 3, 3, 0.0, seed)[2, 0, 0, 1].item() for seed in range(draws)]
+    shares = np.bincount(times, minlength=6) / draws  # of the 6 states of game 2
+    np.testing.assert_allclose(shares, 1 / 6, atol=0.093)  # five standard errors
+
+
+# Exploration and seeds.
+
+
+def test_without_epsilon_the_best_action_is_taken():
+    q_values = torch.randn(1000, 6, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(epsilon_greedy(q_values, 0.0), q_values.argmax(dim=1).numpy())
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 1.0])
+def test_epsilon_is_the_share_of_uniformly_random_actions(epsilon):
+    q_values = torch.tensor([[0.0, 0.0, 9.0, 0.0]]).expand(20_000, 4)
+    actions = epsilon_greedy(q_values, epsilon, torch.Generator().manual_seed(0))
+    expected = epsilon / 4 + (1 - epsilon) * np.array([0, 0, 1, 0])
+    np.testing.assert_allclose(np.bincount(actions, minlength=4) / 20_000, expected, atol=0.018)  # 5 standard errors
+    np.testing.assert_array_equal(epsilon_greedy(q_values, epsilon, torch.Generator().manual_seed(0)), actions)
+
+
+def test_env_seeds_are_distinct_between_seeds_and_streams_and_fit_31_bits():
+    series = [env_seeds(seed, stream, 16) for seed in range(20) for stream in ("train", "play", "act", "probe", "")]
+    drawn = np.concatenate(series)
+    assert len(np.unique(drawn)) == len(drawn)
+    assert drawn.min() >= 0
+    assert drawn.max() < 2**31
+    np.testing.assert_array_equal(env_seeds(0, "train", 16), series[0])
+
+
+# The emulator.
+
+
+@pytest.mark.parametrize(("game", "n"), [("pong", 6), ("breakout", 4)])
+def test_actions_are_the_minimal_set(game, n):
+    assert n_actions(game) == n
+
+
+@pytest.mark.parametrize(
+    "use", [n_actions, lambda game: make_envs(game, 2), lambda game: evaluate(no_preference, game)]
+)
+def test_unknown_game_is_told_the_nearest(use):
+    with pytest.raises(ConfigError, match="unknown game 'Ponng'; did you mean 'pong'"):
+        use("Ponng")
+
+
+@pytest.mark.parametrize("game", ["pong", "breakout"])
+def test_each_step_pushes_one_new_frame_onto_the_stack(game):
+    envs = make_envs(game, 3)
+    first, info = envs.reset(seed=np.arange(3))
+    states, random = first, np.random.default_rng(0)
+    for _ in range(20):
+        before, frames_before = states.copy(), info["episode_frame_number"].copy()
+        states, _, terminated, truncated, info = envs.step(random.integers(envs.single_action_space.n, size=3))
+        assert not (terminated | truncated).any()
+        np.testing.assert_array_equal(states[:, :3], before[:, 1:])
+        np.testing.assert_array_equal(info["episode_frame_number"] - frames_before, FRAMES_PER_STEP)
+    envs.close()
+    assert (states[:, 3] != first[:, 3]).any(axis=(1, 2)).all()
+    assert states.shape == (3, 4, 84, 84)
+    assert states.dtype == np.uint8
+
+
+def rollout(game, n_steps, **settings):
+    """Rewards, ends and frame counters (steps, 2) of random play on fixed seeds."""
+    envs, random = make_envs(game, 2, **settings), np.random.default_rng(0)
+    envs.reset(seed=np.arange(2))
+    steps = [envs.step(random.integers(envs.single_action_space.n, size=2)) for _ in range(n_steps)]
+    envs.close()
+    rewards, terminated, truncated = (np.array([step[k] for step in steps]) for k in (1, 2, 3))
+    return rewards, terminated, truncated, np.array([step[4]["episode_frame_number"] for step in steps])
+
+
+def test_rewards_are_clipped_only_on_demand():
+    rewards, *_ = rollout("ms_pacman", 120)  # 10 points a pellet
+    clipped, *_ = rollout("ms_pacman", 120, clip_rewards=True)
+    assert rewards.max() >= 10
+    np.testing.assert_array_equal(clipped, np.sign(rewards))
+
+
+def test_lost_life_ends_a_game_only_on_demand_and_never_restarts_it():
+    _, whole, _, frames = rollout("breakout", 60)
+    _, lives, _, frames_by_life = rollout("breakout", 60, life_loss_ends=True)
+    assert lives.any()
+    assert not whole.any()
+    np.testing.assert_array_equal(frames_by_life, frames)
+
+
+def test_game_is_truncated_after_max_frames_and_a_new_one_begins():
+    _, terminated, truncated, frames = rollout("pong", 60, max_frames=120)
+    assert np.flatnonzero(truncated.all(axis=1)).tolist() == [29, 59]  # 4 frames a step; no-ops do not count
+    assert truncated.any(axis=1).sum() == 2
+    assert not terminated.any()
+    assert (frames[29] < frames[28]).all()
+
+
+def test_real_scores_are_unclipped():
+    scores = evaluate(no_preference, "ms_pacman", episodes=2, epsilon=1.0, max_frames=400)
+    assert (scores >= 10).all()
+    np.testing.assert_array_equal(scores % 10, 0)
+
+
+def test_evaluation_repeats_exactly_and_depends_on_its_seed():
+    def trace(seed, global_seed):
+        """What the policy saw, and the scores."""
+        torch.manual_seed(global_seed)  # must not matter
+        seen = []
+
+        def policy(states):
+            seen.append(states.clone())
+            return no_preference(states)
+
+        scores = evaluate(policy, "pong", episodes=3, epsilon=0.5, seed=seed, max_frames=400)
+        return torch.cat(seen), scores
+
+    (first, scores), (again, scores_again), (other, _) = trace(0, 1), trace(0, 2), trace(1, 1)
+    assert torch.equal(first, again)
+    np.testing.assert_array_equal(scores, scores_again)
+    assert not torch.equal(first, other)

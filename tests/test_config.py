@@ -1,0 +1,211 @@
+"""Settings: what is accepted, and that each refusal names the value, what is allowed and the nearest name."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from aamlib.config import PRESETS, Config, ConfigError, ExperimentConfig, check_device, check_game, preset, setting
+from aamlib.pqn import PQNConfig
+
+
+@dataclass(frozen=True)
+class Bakery(Config):
+    name: str = setting("corner", "what the sign says")
+    loaves: int = setting(10, "baked a day", minimum=1, maximum=100)
+    salt: float = setting(0.02, "share of the flour", above=0, below=0.1)
+    rye: bool = setting(False, "rye flour is used")
+    helpers: int | None = setting(None, "None: as many as come", minimum=1)
+    oven: str = setting("gas", "what it burns", choices=("gas", "wood"))
+
+
+def test_defaults_are_valid():
+    assert Bakery().asdict() == {
+        "name": "corner", "loaves": 10, "salt": 0.02, "rye": False, "helpers": None, "oven": "gas",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("loafs", "did you mean 'loaves'"), ("zzzz", "allowed: name, loaves, salt, rye, helpers, oven")]
+)
+def test_unknown_setting_is_told_the_nearest(name, hint):
+    with pytest.raises(ConfigError, match=f"unknown setting '{name}'; {hint}"):
+        Bakery(**{name: 3})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loaves": True}, "loaves = True is of type bool; give int"),
+        ({"loaves": "7"}, "loaves = '7' is of type str; give int"),
+        ({"loaves": 7.5}, "loaves = 7.5 is of type float; give int"),
+        ({"loaves": math.inf}, "loaves = inf is of type float; give int"),
+        ({"loaves": None}, "loaves = None is of type NoneType; give int"),
+        ({"salt": "0.03"}, "salt = '0.03' is of type str; give float"),
+        ({"salt": False}, "salt = False is of type bool; give float"),
+        ({"rye": 1}, "rye = 1 is of type int; give bool"),
+        ({"name": 3}, "name = 3 is of type int; give str"),
+        ({"helpers": "two"}, "helpers = 'two' is of type str; give int or None"),
+        ({"helpers": True}, "helpers = True is of type bool; give int or None"),
+    ],
+)
+def test_wrong_type_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Bakery(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loaves": 0}, "loaves = 0 is out of range; give a value at least 1 and at most 100"),
+        ({"loaves": 101}, "loaves = 101 is out of range"),
+        ({"salt": 0.0}, "salt = 0.0 is out of range; give a value above 0 and below 0.1"),
+        ({"salt": 0.1}, "salt = 0.1 is out of range"),
+        ({"salt": math.nan}, "salt = nan is out of range"),
+        ({"salt": -math.inf}, "salt = -inf is out of range"),
+        ({"helpers": 0}, "helpers = 0 is out of range; give a value at least 1"),
+        ({"oven": "Wod"}, "oven = 'Wod' is unknown; did you mean 'wood'"),
+        ({"oven": "coal"}, "oven = 'coal' is unknown; allowed: gas, wood"),
+    ],
+)
+def test_value_out_of_range_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Bakery(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"loaves": 1}, 1),
+        ({"loaves": 100}, 100),
+        ({"loaves": 1e2}, 100),
+        ({"helpers": 3}, 3),
+        ({"helpers": 3.0}, 3),
+        ({"helpers": None}, None),
+        ({"salt": 0.05}, 0.05),
+        ({"rye": True}, True),
+    ],
+)
+def test_value_in_range_is_kept_in_its_own_type(settings, kept):
+    [value] = [getattr(Bakery(**settings), name) for name in settings]
+    assert value == kept
+    assert type(value) is type(kept)
+
+
+def test_whole_number_becomes_a_float_where_one_is_wanted(as_users):
+    assert type(PQNConfig(gamma=1).gamma) is float
+
+
+def test_config_is_frozen_hashable_and_replaceable():
+    bakery = Bakery(loaves=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        bakery.loaves = 4
+    assert {bakery: 1}[Bakery(loaves=3)] == 1
+    assert dataclasses.replace(bakery, rye=True) == Bakery(loaves=3, rye=True)
+    with pytest.raises(ConfigError, match="out of range"):
+        dataclasses.replace(bakery, loaves=0)
+
+
+def test_every_setting_is_described():
+    for config in (Bakery, PQNConfig, ExperimentConfig):
+        rows = config.describe()
+        assert [row["setting"] for row in rows] == config.names()
+        assert all(row["meaning"] for row in rows)
+        assert config(**{row["setting"]: row["default"] for row in rows}) == config()
+
+
+# From a notebook.
+
+INJECTED = "# Parameters\nloaves = 20\nrye = True\n"
+
+
+def test_notebook_variables_become_settings_and_none_is_the_default():
+    namespace = {"In": ["", "import aamlib", INJECTED], "loaves": 20, "rye": True, "oven": None, "unrelated": object()}
+    assert Bakery.from_notebook(namespace) == Bakery(loaves=20, rye=True)
+
+
+def test_notebook_values_win_over_the_defaults_given_in_code():
+    namespace = {"loaves": 20, "salt": None}
+    assert Bakery.from_notebook(namespace, loaves=5, salt=0.05) == Bakery(loaves=20, salt=0.05)
+
+
+def test_notebook_runs_without_papermill():
+    assert Bakery.from_notebook({}) == Bakery()
+
+
+def test_unknown_parameter_of_papermill_is_an_error():
+    namespace = {"In": ["", "# Parameters\nloafs = 20\n"], "loafs": 20}
+    with pytest.raises(ConfigError, match="unknown parameter 'loafs'; did you mean 'loaves'"):
+        Bakery.from_notebook(namespace)
+
+
+def test_other_parameters_of_the_notebook_can_be_named():
+    namespace = {"In": ["# Parameters\nrun_dir = 'here'\nloaves = 2\n"], "run_dir": "here", "loaves": 2}
+    assert Bakery.from_notebook(namespace, "run_dir") == Bakery(loaves=2)
+    with pytest.raises(ConfigError, match="unknown parameter 'run_dir'"):
+        Bakery.from_notebook(namespace)
+
+
+def test_only_the_injected_cell_is_checked():
+    assert Bakery.from_notebook({"In": ["", "own_variable = 3"], "own_variable": 3}) == Bakery()
+
+
+def test_value_from_a_notebook_is_checked():
+    with pytest.raises(ConfigError, match="loaves = 'many' is of type str"):
+        Bakery.from_notebook({"loaves": "many"})
+
+
+# The settings of the experiments.
+
+
+@pytest.mark.parametrize("config", [PQNConfig, ExperimentConfig])
+def test_configs_of_the_package_refuse_bad_settings(as_users, config):
+    with pytest.raises(ConfigError, match="unknown setting 'evaluate_evry'; did you mean 'evaluate_every'"):
+        config(evaluate_evry=10)
+    with pytest.raises(ConfigError, match="seed = -1 is out of range; give a value at least 0"):
+        config(seed=-1)
+    with pytest.raises(ConfigError, match="seed = '0' is of type str; give int"):
+        config(seed="0")
+    with pytest.raises(ConfigError, match="precision = 'float23' is unknown; did you mean 'float32'"):
+        config(precision="float23")
+    assert config(total_steps=1e6).total_steps == 1_000_000
+
+
+def test_defaults_are_the_setting_of_the_study():
+    config = ExperimentConfig()
+    assert config.query_size(60_000) == 6_000  # the first round
+    assert config.query_size(config.pool_size) == 10_000
+    assert [config.epsilon(step) for step in (0, 50_000)] == [1, 1]
+    assert config.epsilon(300_000) == pytest.approx(0.55)
+    assert [config.epsilon(step) for step in (550_000, 3_450_000)] == pytest.approx([0.1, 0.1])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid(name):
+    assert ExperimentConfig(**preset(name)).asdict().items() >= PRESETS[name].items()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pool_size": 1000, "n_envs": 48}, "pool_size = 1000 is not a multiple of n_envs = 48; the nearest is 1008"),
+        ({"round_steps": 10_001}, "round_steps = 10001 is not a multiple of n_envs = 16; the nearest is 10000"),
+        ({"game": "Breakuot"}, "unknown game 'Breakuot'; did you mean 'breakout'"),
+        ({"query_fraction": 1e-6}, "query_fraction = 1e-06 of the pool is less than one state"),
+        ({"device": "tpu"}, "device 'tpu' cannot be used here"),
+    ],
+)
+def test_settings_of_an_experiment_must_fit_together(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig(**settings)
+
+
+def test_unknown_preset_is_told_the_nearest():
+    with pytest.raises(ConfigError, match="unknown preset 'quik'; did you mean 'quick'"):
+        preset("quik")
+
+
+def test_games_and_devices_that_can_be_used_are_returned():
+    assert check_game("ms_pacman") == "ms_pacman"
+    assert check_device("cpu") == "cpu"

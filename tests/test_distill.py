@@ -1,0 +1,283 @@
+"""The loop: exact repetition, survival, budgets, and what each round records."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import aamlib
+from aamlib.distill import Distillation
+
+pytestmark = pytest.mark.slow
+
+RUN_FROM_JSON = """
+import json, sys
+import aamlib
+settings = json.loads(sys.argv[1])
+print(aamlib.distill(aamlib.ExperimentConfig(**settings), sys.argv[2]).status)
+"""
+
+
+def learned(run):
+    """Everything in the metrics but the clock."""
+    return run.metrics.drop(columns=[name for name in run.metrics if name.startswith("seconds_")])
+
+
+def assert_every_round_once(run, config, rounds=4):
+    metrics = run.metrics
+    assert metrics["round"].tolist() == list(range(rounds + 1))
+    steps = config.warmup_steps + config.round_steps * np.arange(rounds + 1)
+    assert metrics["agent_steps"].tolist() == steps.tolist()
+    queries = [0] + [config.query_size(min(config.pool_size, n)) for n in steps[1:]]
+    assert metrics["labels_used"].tolist() == np.cumsum(queries).tolist()
+
+
+def test_same_seed_same_run_and_another_seed_another(with_settings, tmp_path):
+    first, again = (aamlib.distill(with_settings(), tmp_path / name) for name in ("first", "again"))
+    pd.testing.assert_frame_equal(learned(first), learned(again), check_exact=True)
+    pd.testing.assert_frame_equal(first.evaluations, again.evaluations, check_exact=True)
+    pd.testing.assert_frame_equal(first.selection(3), again.selection(3), check_exact=True)
+    other = aamlib.distill(with_settings(seed=1), tmp_path / "other")
+    assert (other.metrics["loss"].dropna() != first.metrics["loss"].dropna()).all()
+
+
+def test_a_run_records_what_it_did(tiny, tmp_path):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    run = aamlib.distill(tiny, tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers are left alone"
+    assert run.status == "finished"
+    assert_every_round_once(run, tiny)
+    metrics = run.metrics
+    assert (metrics["unique_labels"] <= metrics["labels_used"]).all()
+    assert metrics["unique_labels"].is_monotonic_increasing
+    assert metrics["loss"].iloc[1:].tolist() == pytest.approx(
+        (metrics["loss_per_label"] * metrics["labels_used"].diff()).iloc[1:].tolist()
+    )
+    assert run.evaluations.groupby("agent_steps")["episode"].apply(list).to_dict() == {
+        320: [0, 1],
+        640: [0, 1],
+        800: [0, 1],
+    }
+    scored = metrics.dropna(subset=["score"]).set_index("agent_steps")["score"]
+    assert scored.to_dict() == run.evaluations.groupby("agent_steps")["score"].mean().to_dict()
+
+
+@pytest.mark.parametrize("acquisition", ["bald", "entropy", "variation_ratio"])
+def test_the_highest_scores_of_the_pool_are_asked_about(with_settings, tmp_path, acquisition):
+    """All 320 pool states are recorded, with the scores under the same masks: none may beat a queried one."""
+    config = with_settings(acquisition=acquisition, dropout=0.9, total_steps=480)  # so that the passes differ
+    selection = aamlib.distill(config, tmp_path / "run").selection(2)
+    queried = selection[selection["kind"] == "queried"]
+    pool = selection[selection["kind"] == "random"]
+    assert len(queried) == 32
+    assert len(pool) == 320
+    others = pool[~pool["state_id"].isin(queried["state_id"])]
+    score = f"score_{acquisition}"
+    assert others[score].max() <= queried[score].min()
+    assert queried[score].mean() > pool[score].mean()
+
+
+def test_recorded_states_carry_frames_samples_and_the_experts_q_values(tiny, tmp_path, pong_expert):
+    selection = aamlib.distill(tiny, tmp_path / "run").selection(4)
+    with_frames = selection.dropna(subset=["frames"])
+    assert with_frames.groupby("kind").size().to_dict() == {"queried": 4, "random": 4}
+    assert set(with_frames["q_samples"].map(np.shape)) == {(10, 6)}
+    stacks = torch.from_numpy(np.stack(with_frames["frames"].to_list()))
+    expected = aamlib.load_expert(pong_expert)(stacks)
+    np.testing.assert_allclose(np.stack(with_frames["expert_q"].to_list()), expected, rtol=1e-5, atol=1e-5)
+    logits = torch.from_numpy(np.stack(with_frames["q_samples"].to_list())) / tiny.temperature
+    recomputed = aamlib.ACQUISITIONS["entropy"](logits)
+    np.testing.assert_allclose(
+        with_frames["score_entropy"], recomputed, atol=0.02
+    )  # samples are kept in half precision
+
+
+def test_a_users_own_function_is_found_used_and_recorded(with_settings, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def margin(logits, *, generator=None):\n    return -logits.mean(1).amax(-1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = aamlib.distill(with_settings(acquisition="mine:margin", total_steps=320), tmp_path / "run")
+    selection = run.selection(1)
+    queried = selection["kind"] == "queried"
+    assert selection.loc[queried, "score_mine:margin"].mean() > selection.loc[~queried, "score_mine:margin"].mean()
+
+
+@pytest.mark.parametrize(("body", "message"), [("logits[:, 0, 0] * float('nan')", "finite"), ("logits", r"\(N,\)")])
+def test_a_users_function_that_returns_nonsense_stops_the_run(with_settings, tmp_path, monkeypatch, body, message):
+    (tmp_path / f"nonsense{len(body)}.py").write_text(f"def f(logits, *, generator=None):\n    return {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        aamlib.distill(with_settings(acquisition=f"nonsense{len(body)}:f"), tmp_path / "run")
+
+
+def test_the_student_learns_the_experts_policy(with_settings, tmp_path):
+    config = with_settings(query_fraction=1.0, learning_rate=2.5e-4, total_steps=1_600)
+    metrics = aamlib.distill(config, tmp_path / "run").metrics
+    assert metrics["probe_random_kl"].iloc[-1] < 0.2 * metrics["probe_random_kl"].iloc[0]
+
+
+def test_killed_at_any_moment_it_goes_on_and_loses_nothing(with_settings, tmp_path):
+    config, run_dir = with_settings(total_steps=1_440), tmp_path / "run"
+    command = [sys.executable, "-c", RUN_FROM_JSON, json.dumps(config.asdict()), str(run_dir)]
+    kills = 0
+    for rounds_before_kill in (0, 2, 4, 6):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            done = len(list((run_dir / "selections").glob("*.parquet"))) if run_dir.exists() else -1
+            if done >= rounds_before_kill:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.001 * (1 + rounds_before_kill))
+        process.wait()
+    assert kills == 4
+    run = aamlib.distill(config, run_dir)
+    assert run.status == "finished"
+    assert_every_round_once(run, config, rounds=8)
+    assert 1 <= run.metrics["resumed"].sum() <= 4
+    assert run.evaluations.groupby("round").size().eq(2).all()
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tiny, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    interrupt_in_round(4, monkeypatch)
+    assert aamlib.distill(tiny, run_dir).status == "interrupted"
+    monkeypatch.undo()
+    newest = run_dir / "checkpoints" / "000003.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match="checkpoint 000003 .* damaged"):
+        run = aamlib.distill(tiny, run_dir)
+    assert_every_round_once(run, tiny)
+    assert run.metrics["resumed"].tolist() == [0, 0, 0, 1, 0]
+
+
+def interrupt_in_round(number, monkeypatch):
+    train = Distillation.train
+
+    def interrupted(self, *arguments):
+        if self.round == number:
+            raise KeyboardInterrupt
+        return train(self, *arguments)
+
+    monkeypatch.setattr(Distillation, "train", interrupted)
+
+
+def test_when_every_checkpoint_is_damaged_it_says_so(tiny, tmp_path):
+    run_dir = tmp_path / "run"
+    aamlib.distill(tiny, run_dir)
+    for path in (run_dir / "checkpoints").glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(aamlib.RunFolderError, match="every checkpoint .* start the run again"),
+    ):
+        aamlib.distill(tiny, run_dir)
+
+
+def test_the_stop_button_ends_a_run_cleanly_and_the_same_call_goes_on(tiny, tmp_path, monkeypatch, capsys):
+    interrupt_in_round(2, monkeypatch)
+    run = aamlib.distill(tiny, tmp_path / "run")
+    assert run.status == "interrupted"
+    assert "goes on after round 1" in capsys.readouterr().out
+    assert run.metrics["round"].tolist() == [0, 1]
+    monkeypatch.undo()
+    assert_every_round_once(aamlib.distill(tiny, tmp_path / "run"), tiny)
+
+
+def test_a_label_budget_is_used_up_exactly_and_may_be_raised(with_settings, tmp_path):
+    run = aamlib.distill(with_settings(label_budget=50), tmp_path / "run")
+    assert run.status == "label budget used"
+    assert run.metrics["labels_used"].tolist() == [0, 32, 50]
+    more = aamlib.distill(with_settings(label_budget=70), tmp_path / "run")
+    assert more.metrics["labels_used"].tolist() == [0, 32, 50, 70]
+
+
+def test_a_finished_run_goes_on_when_its_horizon_is_raised_and_else_stays(with_settings, tmp_path):
+    short = aamlib.distill(with_settings(total_steps=480), tmp_path / "run")
+    metrics = short.metrics
+    pd.testing.assert_frame_equal(aamlib.distill(with_settings(total_steps=480), tmp_path / "run").metrics, metrics)
+    assert len(list((tmp_path / "run" / "checkpoints").glob("*.pt"))) == 1
+    config = with_settings(total_steps=800)
+    assert_every_round_once(aamlib.distill(config, tmp_path / "run"), config)
+
+
+def test_another_configuration_is_refused_by_name_of_the_settings(with_settings, tmp_path):
+    aamlib.distill(with_settings(total_steps=320), tmp_path / "run")
+    with pytest.raises(
+        aamlib.RunFolderError, match=r"dropout = 0\.5 \(the folder has 0\.3\), seed = 1 \(the folder has 0\)"
+    ):
+        aamlib.distill(with_settings(total_steps=320, seed=1, dropout=0.5), tmp_path / "run")
+    with pytest.raises(aamlib.RunFolderError, match="total_steps = 160"):
+        aamlib.distill(with_settings(total_steps=160), tmp_path / "run")
+
+
+def test_two_processes_on_one_folder_the_second_stops(tiny, tmp_path):
+    with (
+        aamlib.files.lock_run(tmp_path / "run"),
+        pytest.raises(aamlib.RunFolderError, match="in use by another process"),
+    ):
+        aamlib.distill(tiny, tmp_path / "run")
+
+
+def test_the_trained_student_is_loaded_and_an_unfinished_run_says_so(tiny, tmp_path, monkeypatch):
+    run = aamlib.distill(tiny, tmp_path / "run")
+    student = aamlib.load_student(run.dir)
+    assert not student.training
+    assert student.dropout == tiny.dropout
+    interrupt_in_round(1, monkeypatch)
+    aamlib.distill(tiny, tmp_path / "other")
+    with pytest.raises(aamlib.RunFolderError, match="has the run finished"):
+        aamlib.load_student(tmp_path / "other")
+
+
+def test_bad_input_stops_before_anything_is_written(with_settings, tmp_path):
+    breakout = aamlib.save_expert(tmp_path / "b.safetensors", aamlib.NatureDQN(4), {"game": "breakout"})
+    for settings, error, message in (
+        ({"acquisition": "blad"}, aamlib.ConfigError, "did you mean 'bald'"),
+        ({"expert": "ponk"}, aamlib.ExpertError, "no expert 'ponk'"),
+        ({"expert": str(breakout)}, aamlib.ExpertError, "has 4 actions, but pong has 6"),
+    ):
+        with pytest.raises(error, match=message):
+            aamlib.distill(with_settings(**settings), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(aamlib.RunFolderError, match="cannot use .*file/run as a run folder"):
+        aamlib.distill(tiny, tmp_path / "file" / "run")
+
+
+FULL_DISK = """
+import json, resource, signal, sys
+import aamlib
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+config = aamlib.ExperimentConfig(**json.loads(sys.argv[1]))
+aamlib.distill(config, sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))  # smaller than a checkpoint
+try:
+    aamlib.distill(aamlib.ExperimentConfig(**{**config.asdict(), "total_steps": 800}), sys.argv[2])
+except aamlib.RunFolderError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file size are POSIX")
+def test_a_full_disk_loses_nothing(with_settings, tmp_path):
+    config = with_settings(total_steps=480)
+    arguments = [json.dumps(config.asdict()), str(tmp_path / "run")]
+    result = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True, check=True)
+    assert "cannot write" in result.stdout
+    assert "Make room" in result.stdout
+    assert not list((tmp_path / "run").rglob(".*")), "no half-written file stays"
+    config = with_settings(total_steps=800)
+    assert_every_round_once(aamlib.distill(config, tmp_path / "run"), config)

@@ -1,0 +1,164 @@
+"""The networks; above all that the fast dropout samples equal full forward passes under the same masks."""
+
+import pytest
+import torch
+from torch import nn
+
+from aamlib.networks import MCDropoutDQN, NatureDQN, fastest_precision, reduced_precision
+
+DROPOUT = 0.3
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def states():
+    return torch.randint(256, (5, 4, 84, 84), dtype=torch.uint8, generator=seeded(0))
+
+
+@pytest.fixture
+def student():
+    torch.manual_seed(0)
+    student = MCDropoutDQN(n_actions=6)
+    nn.init.normal_(student.head.bias)  # it starts as zero, which would hide a lost or a dropped bias
+    return student
+
+
+def test_weights_are_those_of_the_study():
+    convolutions = 32 * 4 * 8 * 8 + 64 * 32 * 4 * 4 + 64 * 64 * 3 * 3  # no biases
+    linear = (3136 + 1) * 512 + (512 + 1) * 6
+    network = NatureDQN(6)
+    assert sum(weight.numel() for weight in network.parameters()) == convolutions + linear
+    assert all(not bias.any() for name, bias in network.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize("n_actions", [4, 6])
+@pytest.mark.parametrize("n_states", [0, 1, 5])
+@pytest.mark.parametrize("build", [NatureDQN, MCDropoutDQN, lambda n_actions: NatureDQN(n_actions, normalise=True)])
+def test_forward_maps_uint8_stacks_to_float32_q_values(build, n_states, n_actions):
+    q_values = build(n_actions)(torch.full((n_states, 4, 84, 84), 255, dtype=torch.uint8))
+    assert q_values.shape == (n_states, n_actions)
+    assert q_values.dtype == torch.float32
+
+
+def test_states_are_scaled_to_one_and_left_as_they_were(student, states):
+    before = states.clone()
+    pixels = []
+    student.trunk.register_forward_pre_hook(lambda _, inputs: pixels.append(inputs[0]))
+    student(states)
+    torch.testing.assert_close(pixels[0], states / 255)
+    assert torch.equal(states, before)
+
+
+@pytest.mark.parametrize("shape", [(4, 84, 84), (2, 4, 80, 80), (2, 1, 84, 84), (2, 84, 84, 4)])
+def test_states_of_another_shape_are_refused(as_users, student, shape):
+    wrong = torch.zeros(shape, dtype=torch.uint8)
+    for use in (student, student.q_samples, NatureDQN(6)):
+        with pytest.raises(ValueError, match=r"give uint8 stacks \(N, 4, 84, 84\)"):
+            use(wrong)
+
+
+# Dropout.
+
+
+def test_forward_drops_units_in_training_mode_only(student, states):
+    assert not torch.equal(student.train()(states), student.train()(states))
+    assert torch.equal(student.eval()(states), student.eval()(states))
+    assert torch.equal(student(states), NatureDQN.forward(student, states))
+
+
+def test_q_samples_equal_full_forward_passes_under_the_same_masks(student, states):
+    heads = student.sample_heads(8, seeded(1))
+    samples = student.q_samples(states, heads=heads)
+    assert samples.shape == (5, 8, 6)
+    student.eval()
+    for t, mask in enumerate((heads != 0).any(dim=1)):  # (T, 512)
+        hook = student.trunk.register_forward_hook(lambda _, __, out, mask=mask: out * mask / (1 - DROPOUT))
+        torch.testing.assert_close(samples[:, t], student(states), atol=1e-4, rtol=1e-4)
+        hook.remove()
+
+
+def test_q_samples_ignore_the_mode(student, states):
+    training = student.train().q_samples(states, 4, generator=seeded(1))
+    assert student.training
+    assert torch.equal(student.eval().q_samples(states, 4, generator=seeded(1)), training)
+    assert not student.training
+
+
+def test_q_samples_differ_between_passes(student, states):
+    samples = student.q_samples(states, 4, generator=seeded(1))
+    assert len(samples[0].unique(dim=0)) == 4
+
+
+def test_q_samples_share_their_masks_between_batches_given_the_same_heads(student, states):
+    heads = student.sample_heads(4, seeded(1))
+    parts = [student.q_samples(part, heads=heads) for part in states.split(2)]
+    torch.testing.assert_close(torch.cat(parts), student.q_samples(states, heads=heads))
+
+
+def test_q_samples_run_the_trunk_once_and_keep_no_gradient(student, states):
+    calls = []
+    student.trunk.register_forward_hook(lambda *_: calls.append(1))
+    samples = student.q_samples(states, 10)
+    assert len(calls) == 1
+    assert not samples.requires_grad
+
+
+def test_q_samples_follow_their_generator_only(student, states):
+    global_state = torch.get_rng_state()
+    first = student.q_samples(states, 4, generator=seeded(1))
+    assert torch.equal(torch.get_rng_state(), global_state)
+    assert torch.equal(student.q_samples(states, 4, generator=seeded(1)), first)
+    assert not torch.equal(student.q_samples(states, 4, generator=seeded(2)), first)
+
+
+def test_q_samples_without_generator_follow_the_global_one(student, states):
+    torch.manual_seed(3)
+    first = student.q_samples(states, 4)
+    torch.manual_seed(3)
+    assert torch.equal(student.q_samples(states, 4), first)
+
+
+def test_mean_of_many_samples_approaches_the_forward_pass_without_dropout(student, states):
+    samples = student.q_samples(states, 4000, generator=seeded(1))
+    standard_error = samples.std(dim=1) / 4000**0.5
+    assert ((samples.mean(dim=1) - student.eval()(states)).abs() < 5 * standard_error).all()
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.3, 0.8])
+def test_heads_drop_whole_units_at_the_given_rate(dropout):
+    student = MCDropoutDQN(6, dropout=dropout)
+    dropped = student.sample_heads(200, seeded(1)) == 0  # (T, A, 512)
+    assert torch.equal(dropped.all(dim=1), dropped.any(dim=1))
+    n_draws = 200 * 512
+    five_standard_errors = 5 * (dropout * (1 - dropout) / n_draws) ** 0.5
+    assert abs(dropped[:, 0].double().mean() - dropout) < five_standard_errors
+
+
+def test_without_dropout_all_samples_are_the_forward_pass(states):
+    student = MCDropoutDQN(6, dropout=0.0)
+    expected = student(states)[:, None].expand(-1, 3, -1)
+    torch.testing.assert_close(student.q_samples(states, 3), expected, atol=1e-4, rtol=1e-4)
+
+
+# Precision.
+
+
+def test_bfloat16_stays_close_and_float32_exact(student, states):
+    student.eval()
+    exact = student(states)
+    with reduced_precision("float32"):
+        assert torch.equal(student(states), exact)
+    with reduced_precision("bfloat16"):
+        rounded, samples = student(states), student.q_samples(states, 3)
+    assert rounded.dtype == samples.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.03 * exact.abs().max().item())
+    assert student.head.weight.dtype == torch.float32
+    assert torch.equal(student(states), exact)  # the block is over
+
+
+def test_fastest_precision_is_one_of_the_two():
+    assert fastest_precision() in {"float32", "bfloat16"}

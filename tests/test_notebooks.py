@@ -1,0 +1,104 @@
+"""Every notebook is clean as committed, and runs from top to bottom at smoke size."""
+
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+import aamlib
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+PARAMETERS = {
+    "01_train_expert": {*aamlib.PQNConfig.names(), "run_dir", "output", "card_episodes", "card_seed"},
+    "02_run_experiment": {*aamlib.ExperimentConfig.names(), "preset", "run_dir"},
+    "04_compare_runs": {"runs", "figures"},
+}
+
+
+def execute(name, folder, **parameters):
+    """Run a notebook in `folder`; its last outputs' text."""
+    source = next(path for path in NOTEBOOKS if path.stem == name)
+    try:
+        notebook = papermill.execute_notebook(
+            source, folder / source.name, parameters, kernel_name="python3", progress_bar=False, cwd=folder
+        )
+    except PapermillExecutionError as error:
+        pytest.fail(str(error), pytrace=False)
+    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebooks_are_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "papermill" not in notebook.metadata
+    assert "widgets" not in notebook.metadata
+    assert notebook.cells[0].cell_type == "markdown", "the first cell says question, inputs, outputs and run time"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_setting_is_a_parameter(name):
+    source = next(path for path in NOTEBOOKS if path.stem == name)
+    assert set(papermill.inspect_notebook(source)) == PARAMETERS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_train_expert(tmp_path):
+    small = {"total_steps": 1024, "n_envs": 8, "rollout_steps": 16, "evaluate_every": 512, "evaluation_episodes": 1}
+    text = execute(
+        "01_train_expert", tmp_path, run_dir=str(tmp_path / "run"), card_episodes=2, game="breakout", **small
+    )
+    assert "over 2 games" in text
+    path = tmp_path / "run" / "expert.safetensors"
+    assert aamlib.load_expert(path).n_actions == 4
+    card = aamlib.read_card(path)
+    assert card["agent_steps"] == 1024
+    assert len(card["scores"]) == 2
+    assert [row["agent_steps"] for row in card["curve"]] == [512, 1024]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_run_experiment(tiny, tmp_path):
+    parameters = {name: value for name, value in tiny.asdict().items() if value is not None}
+    text = execute("02_run_experiment", tmp_path, run_dir=str(tmp_path / "run"), preset="study", **parameters)
+    assert "finished: 800 agent steps" in text
+    for name in ("curves.png", "queried.gif", "metrics.csv", "student.safetensors"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+        assert name in text or name == "student.safetensors"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_compare_runs(with_settings, tmp_path):
+    for acquisition in ("bald", "random"):
+        aamlib.distill(with_settings(acquisition=acquisition), tmp_path / "runs" / acquisition)
+    figures = tmp_path / "figures"
+    execute("04_compare_runs", tmp_path, runs=str(tmp_path / "runs"), figures=str(figures))
+    assert {path.name for path in figures.iterdir()} == {"pong_MC_10_reward.png", "pong_MC_10_loss.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"aquisition": "bald"}, "unknown parameter 'aquisition'; did you mean 'acquisition'?"),
+        ({"preset": "quikc"}, "unknown preset 'quikc'; did you mean 'quick'?"),
+    ],
+)
+def test_mistyped_parameters_stop_before_anything_starts(tmp_path, parameters, message):
+    source = next(path for path in NOTEBOOKS if path.stem == "02_run_experiment")
+    with pytest.raises(PapermillExecutionError, match=message.replace("?", r"\?")):
+        papermill.execute_notebook(
+            source, tmp_path / "out.ipynb", {"run_dir": str(tmp_path / "run"), **parameters}, progress_bar=False
+        )
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,81 @@
+"""Training of experts: the returns by hand, and a training that is interrupted."""
+
+import numpy as np
+import pytest
+import torch
+
+import aamlib
+from aamlib.pqn import PQNConfig, _Rollout, _Training
+
+
+def test_q_lambda_returns_equal_the_recursion_written_out():
+    config = PQNConfig(n_envs=3, rollout_steps=5, gamma=0.9, td_lambda=0.6)
+    rng = np.random.default_rng(0)
+    rewards, q_values = rng.normal(size=(5, 3)), rng.normal(size=(6, 3, 4)).astype(np.float32)
+    ended = rng.random((5, 3)) < 0.3
+    rollout = _Rollout(config)
+    for t in range(5):
+        rollout.record(t, rng.integers(0, 4, 3), rewards[t], ended[t], torch.from_numpy(q_values[t]))
+    _, _, targets = rollout.batch(torch.from_numpy(q_values[5]))
+
+    for env in range(3):
+        for t in range(5):
+            # the lambda-weighted mean of all n-step returns from t, cut at a game's end or the rollout's
+            expected, weight, discount, rewards_so_far = 0.0, 1.0, 1.0, 0.0
+            for k in range(t, 5):
+                rewards_so_far += discount * rewards[k, env]
+                discount *= 0.9 * (1 - ended[k, env])
+                n_step = rewards_so_far + discount * q_values[k + 1, env].max()
+                last = k == 4 or ended[k, env]
+                expected += weight * (1.0 if last else 0.4) * n_step
+                weight *= 0.6
+                if last:
+                    break
+            assert targets.view(5, 3)[t, env].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.fixture
+def small():
+    return PQNConfig(
+        total_steps=768, n_envs=8, rollout_steps=16, evaluate_every=256, evaluation_episodes=1, precision="float32"
+    )
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_from_its_last_evaluation(small, tmp_path, monkeypatch):
+    learn = _Training.learn
+
+    def stopped(self):
+        if self.step > 512:
+            raise KeyboardInterrupt
+        return learn(self)
+
+    monkeypatch.setattr(_Training, "learn", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        aamlib.train_expert(small, tmp_path)
+    monkeypatch.undo()
+    expert = aamlib.train_expert(small, tmp_path)
+    curve = np.genfromtxt(tmp_path / "curve.csv", delimiter=",", names=True)
+    assert curve["agent_steps"].tolist() == [256, 512, 768]
+    assert (np.diff(curve["seconds"]) > 0).all()
+    assert not expert.training
+
+
+@pytest.mark.slow
+def test_the_same_seed_trains_the_same_expert_and_a_start_is_taken_up(small, tmp_path):
+    first, again = (aamlib.train_expert(small, tmp_path / name).state_dict() for name in ("first", "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    path = aamlib.save_expert(tmp_path / "start.safetensors", aamlib.NatureDQN(6, normalise=True), {"game": "pong"})
+    training = _Training(PQNConfig(start_from=str(path), precision="float32"), tmp_path / "unused")
+    started = aamlib.load_expert(path).state_dict()
+    assert all(torch.equal(tensor, started[name]) for name, tensor in training.network.state_dict().items())
+
+
+@pytest.mark.slow
+def test_another_configuration_or_a_damaged_checkpoint_is_refused(small, tmp_path):
+    aamlib.train_expert(small, tmp_path)
+    with pytest.raises(aamlib.RunFolderError, match=r"gamma = 0\.9 \(the folder has 0\.99\)"):
+        aamlib.train_expert(PQNConfig(**{**small.asdict(), "gamma": 0.9}), tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(aamlib.RunFolderError, match="checkpoint.pt cannot be read .* remove it to start again"):
+        aamlib.train_expert(small, tmp_path)

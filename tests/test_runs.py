@@ -1,0 +1,30 @@
+import pandas as pd
+import pytest
+
+import aamlib
+from aamlib.runs import METRICS
+
+pytestmark = pytest.mark.slow
+
+
+def test_runs_load_as_one_tidy_table(with_settings, tmp_path):
+    for seed in (0, 1):
+        aamlib.distill(with_settings(seed=seed, total_steps=480), tmp_path / f"seed-{seed}")
+    table = aamlib.load_runs(tmp_path)
+    assert table.groupby("run")["round"].apply(list).to_dict() == {"seed-0": [0, 1, 2], "seed-1": [0, 1, 2]}
+    assert set(METRICS) <= set(table)
+    assert set(aamlib.ExperimentConfig.names()) <= set(table)
+    assert table.loc[table["run"] == "seed-1", "seed"].eq(1).all()
+    pd.testing.assert_frame_equal(
+        aamlib.load_runs(tmp_path / "seed-0")[list(METRICS)], aamlib.Run(tmp_path / "seed-0").metrics
+    )
+
+
+def test_what_is_not_there_is_said_in_one_sentence(tiny, tmp_path):
+    with pytest.raises(aamlib.RunFolderError, match="no runs below"):
+        aamlib.load_runs(tmp_path)
+    with pytest.raises(aamlib.RunFolderError, match=r"no run folder: config\.json"):
+        _ = aamlib.Run(tmp_path).config
+    run = aamlib.distill(tiny, tmp_path / "run")
+    with pytest.raises(aamlib.RunFolderError, match="no selection of round 9; it has rounds 1 to 4"):
+        run.selection(9)
