@@ -137,7 +137,7 @@ def find_acquisition(name: str) -> Acquisition:
         )
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"acquisition {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
     if not callable(function):
         raise ConfigError(

@@ -67,9 +67,10 @@ def make_envs(
 
 def n_actions(game: str) -> int:
     """Number of actions, A, of the game's minimal action set. Raises ConfigError for an unknown game."""
-    actions = make_envs(game, 1).single_action_space
-    assert isinstance(actions, Discrete)
-    return int(actions.n)
+    envs = make_envs(game, 1)
+    envs.close()
+    assert isinstance(envs.single_action_space, Discrete)
+    return int(envs.single_action_space.n)
 
 
 def env_seeds(seed: int, stream: str, n: int) -> np.ndarray:

@@ -21,6 +21,8 @@ class ConfigError(ValueError):
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """The end of an error message: the nearest allowed name if there is one, else all of them."""
     allowed = list(allowed)
+    if not allowed:
+        return "there is none."
     if match := difflib.get_close_matches(name.lower(), allowed, n=1):
         return f"did you mean {match[0]!r}?"
     return f"allowed: {', '.join(allowed)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aamlib.config import nearest
-from aamlib.files import DATA_DIR, file_hash, write_bytes, write_json
+from aamlib.files import DATA_DIR, write_bytes
 from aamlib.networks import FORWARD_BATCH, NatureDQN, reduced_precision
 
 EXPERTS_DIR = DATA_DIR / "experts"
@@ -27,15 +28,17 @@ class ExpertError(ValueError):
 def save_expert(path: str | Path, network: NatureDQN, card: dict[str, Any]) -> Path:
     """Write the weights as safetensors and, beside them, the card as JSON with their SHA-256 added.
 
-    `card` needs "game"; what else it says of the training is free. Returns the weights' path. Raises RunFolderError
-    when they cannot be written.
+    The folder must exist. `card` needs "game"; what else it says of the training is free. Returns the weights' path.
+    Raises RunFolderError when they cannot be written.
     """
     path = Path(path)
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     normalised = any(name.startswith("trunk.1.") for name in weights)
     metadata = {"format": _FORMAT, "game": card["game"], "normalise": json.dumps(normalised)}
-    write_bytes(path, safetensors.torch.save(weights, metadata))
-    write_json(path.with_suffix(".json"), {**card, "sha256": file_hash(path)})
+    content = safetensors.torch.save(weights, metadata)
+    card_text = json.dumps({**card, "sha256": hashlib.sha256(content).hexdigest()}, indent=2) + "\n"
+    write_bytes(path, content)
+    write_bytes(path.with_suffix(".json"), card_text.encode())
     return path
 
 
@@ -59,11 +62,12 @@ def load_expert(name: str | Path) -> NatureDQN:
             f"{path} holds tensors of another kind ({', '.join(sorted(weights)[:3])}, ...); give a file that "
             "aamlib.save_expert wrote."
         )
-    network = NatureDQN(len(weights["head.weight"]), normalise=json.loads(metadata["normalise"]))
+    network = NatureDQN(len(weights["head.weight"]), normalise=json.loads(metadata.get("normalise", "false")))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ExpertError(f"{path} does not fit its network ({error}); fetch or train it again.") from error
+        reason = " ".join(str(error).split())
+        raise ExpertError(f"{path} does not fit its network ({reason}); fetch or train it again.") from error
     return network.requires_grad_(False).eval()
 
 

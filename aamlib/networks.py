@@ -55,9 +55,9 @@ class NatureDQN(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, states: UInt8[Tensor, "N 4 84 84"]) -> Float[Tensor, "N F"]:
-        """The hidden layer's output after its ReLU, float (N, 512). Raises ValueError for states of another shape."""
-        if states.shape[1:] != STACK_SHAPE:
-            raise ValueError(f"states have the shape {tuple(states.shape)}; give uint8 stacks (N, 4, 84, 84).")
+        """The hidden layer's output after its ReLU, float (N, 512). Raises ValueError for other states."""
+        if states.dtype != torch.uint8 or states.shape[1:] != STACK_SHAPE:
+            raise ValueError(f"states are {states.dtype} {tuple(states.shape)}; give uint8 stacks (N, 4, 84, 84).")
         pixels = states.to(self.head.weight.dtype, memory_format=torch.channels_last)
         return self.trunk(pixels.mul_(1 / 255))
 
@@ -81,6 +81,8 @@ class MCDropoutDQN(NatureDQN):
     """
 
     def __init__(self, n_actions: int, *, dropout: float = 0.3) -> None:
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout = {dropout} is out of range; give a probability of at least 0 and below 1.")
         super().__init__(n_actions)
         self.dropout = dropout
 
@@ -135,10 +137,10 @@ def reduced_precision(precision: str, device: str = "cpu") -> Iterator[None]:
 
 
 def fastest_precision(device: str = "cpu") -> str:
-    """"bfloat16" or "float32": whichever runs the trunk faster here, measured in about half a second.
+    """The precision, "bfloat16" or "float32", that runs the trunk faster here, measured in about a second.
 
-    Processors with AMX or fast AVX-512 BF16 gain up to 2.8 times from bfloat16; on others it is slower than float32.
-    """  # fmt: skip
+    Some processors gain more than twice from bfloat16; on others, even with instructions for it, float32 is faster.
+    """
     network = NatureDQN(n_actions=6).to(device)
     states = torch.zeros(256, *STACK_SHAPE, dtype=torch.uint8, device=device)
     seconds = dict.fromkeys(("float32", "bfloat16"), float("inf"))

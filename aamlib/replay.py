@@ -82,7 +82,9 @@ class FramePool:
         return fresh
 
     def segment(self, first_step: int, last_step: int) -> dict[str, np.ndarray]:
-        """What `add` was given in the steps [first, last)."""
+        """What `add` was given in the steps [first, last). Raises IndexError for frames that are overwritten."""
+        if not self.n_steps - self.n_rows <= first_step <= last_step <= self.n_steps:
+            raise IndexError(f"steps [{first_step}, {last_step}) are not all in the ring.")
         rows = torch.arange(first_step, last_step) % self.n_rows
         return {
             "first_step": np.array(first_step),

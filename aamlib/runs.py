@@ -113,7 +113,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """"running", "finished", "label budget used" or "interrupted"."""  # fmt: skip
+        """One of running, finished, label budget used, interrupted."""
         return json.loads((self.dir / "progress.json").read_text())["status"]
 
     @property
