@@ -105,7 +105,7 @@ class Distillation:
                     else:
                         self.warm_up()
                     self.report("running")
-                    bar.set_postfix(score=self.last_score(), labels=self.labels_used, refresh=False)
+                    bar.set_postfix(score=self.last_score(), labels=f"{self.labels_used:,}", refresh=False)
                     bar.update(self.agent_steps - bar.n)
             self.finish()
             status = "finished" if self.agent_steps >= total else "label budget used"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from aamlib.files import replacing
@@ -17,6 +18,8 @@ LABELS = {
     "agent_steps": "agent steps (4 emulator frames each)",
     "labels_used": "labels used (queries)",
     "loss": "loss summed over the round's queries (nats)",
+    "probe_expert_kl": "KL(expert || student), nats",
+    "probe_random_kl": "KL(expert || student), nats",
     "loss_per_label": "loss per label (nats)",
 }
 _COLORBLIND = sns.color_palette("colorblind")
@@ -49,8 +52,8 @@ def plot_scores(
         ax.plot(means.index, means, marker="o", markersize=4, color=color, label=str(acquisition))
     for (name, score), style in zip((references or {}).items(), ("--", ":", "-."), strict=False):
         ax.axhline(score, linestyle=style, color="0.3", linewidth=1, label=f"{name} ({score:.1f})")
-    ax.set(xlabel=LABELS[x], ylabel="unclipped score (line: mean of 15 games)")
-    return legend_once(ax)
+    ax.set(ylabel="unclipped score (dot: a game, line: mean)")
+    return _finish(ax, x)
 
 
 def plot_metric(metrics: pd.DataFrame, column: str, *, x: str = "agent_steps", ax: Axes | None = None) -> Axes:
@@ -58,12 +61,14 @@ def plot_metric(metrics: pd.DataFrame, column: str, *, x: str = "agent_steps", a
     ax = ax or plt.gca()
     for (acquisition, _), rows in metrics.dropna(subset=[column]).groupby(["acquisition", "run"]):
         ax.plot(rows[x], rows[column], color=COLORS.get(str(acquisition), "C7"), label=str(acquisition))
-    ax.set(xlabel=LABELS[x], ylabel=LABELS.get(column, column.replace("_", " ")))
-    return legend_once(ax)
+    ax.set(ylabel=LABELS.get(column, column.replace("_", " ")))
+    return _finish(ax, x)
 
 
-def legend_once(ax: Axes) -> Axes:
-    """A legend in which several runs of one kind stand once."""
+def _finish(ax: Axes, x: str) -> Axes:
+    """The x axis in thousands or millions, and a legend in which several runs of one function stand once."""
+    ax.set_xlabel(LABELS[x])
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     handles, names = ax.get_legend_handles_labels()
     ax.legend(dict(zip(names, handles, strict=True)).values(), dict.fromkeys(names), fontsize="small")
     return ax
