@@ -2,7 +2,7 @@
 
 No replay buffer and no target network: many environments side by side, Q(lambda) returns, normalised layers.
 Departures from the paper: Adam with a linear warm-up instead of RAdam (fused on the CPU), normalisation per channel
-(see `NatureDQN`), and the expert is a moving average of the weights, which swings far less than the weights themselves.
+(see `NatureDQN`), and the expert is a moving average of the weights.
 """
 
 from __future__ import annotations
