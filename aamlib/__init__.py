@@ -1,5 +1,6 @@
 """aamlib: active policy distillation on Atari, from notebooks."""
 
+import aamlib.runtime  # noqa: F401  (before torch)
 from aamlib.acquisition import ACQUISITIONS
 from aamlib.atari import evaluate
 from aamlib.config import PRESETS, ConfigError, ExperimentConfig, preset

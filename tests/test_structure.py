@@ -10,6 +10,7 @@ import aamlib
 PACKAGE = Path(aamlib.__file__).parent
 # Each module may import only those before it.
 ORDER = [
+    "runtime",
     "files",
     "config",
     "networks",
