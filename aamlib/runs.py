@@ -55,6 +55,7 @@ METRICS = {
     "seconds_diagnose": "wall time of probe sets and recorded selection",
     "seconds_evaluate": "wall time of the evaluation",
     "seconds_save": "wall time of writing the checkpoint of the round before",
+    "memory_mb": "resident memory of the process at the round's end, MiB",
     "resumed": "1 in the first round after a resume, which starts new games",
 }
 
