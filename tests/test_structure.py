@@ -24,6 +24,9 @@ ORDER = [
     "checkpoints",
     "diagnosis",
     "distill",
+    "grids",
+    "progress",
+    "batch",
     "__init__",
 ]
 
