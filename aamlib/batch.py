@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 import pandas as pd
 import papermill
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
@@ -84,10 +85,9 @@ def run_batch(
     answer, ExpertError for a game without an expert, RunFolderError for a folder made with other settings.
     """
     cells = grid if isinstance(grid, list) else plan(grid, out)
-    if min(retries, (side_by_side or 1) - 1, (threads or 1) - 1) < 0:
-        raise ConfigError(
-            f"side_by_side = {side_by_side}, threads = {threads}, retries = {retries}: give at least 1, 1 and 0."
-        )
+    for name, value, least in (("side_by_side", side_by_side, 1), ("threads", threads, 1), ("retries", retries, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} = {value} is out of range; give at least {least}.")
     unfinished = {cell.name: cell for cell in cells if not is_done(cell)}
     for cell in unfinished.values():
         check_settings(cell.run_dir, cell.config.asdict())
@@ -196,15 +196,16 @@ def _execute(cell: Cell, threads: int) -> Outcome:
             _active[str(cell.run_dir)] = self.provisioner.process  # type: ignore[union-attr]
 
     try:
-        papermill.execute_notebook(
-            cell.notebook,
-            cell.run_dir / "notebook.ipynb",
-            cell.parameters | {"run_dir": str(cell.run_dir)},
-            kernel_name="python3",
-            kernel_manager_class=Kernel,
-            start_timeout=300,  # seconds: many kernels may read torch from a shared folder at once
-            progress_bar=False,
-        )
+        with closing(ensure_event_loop()):  # this thread's, in which papermill will run
+            papermill.execute_notebook(
+                cell.notebook,
+                cell.run_dir / "notebook.ipynb",
+                cell.parameters | {"run_dir": str(cell.run_dir)},
+                kernel_name="python3",
+                kernel_manager_class=Kernel,
+                start_timeout=300,  # seconds: many kernels may read torch from a shared folder at once
+                progress_bar=False,
+            )
     except PapermillExecutionError as error:
         return Outcome("failed", f"{error.ename}: {error.evalue}")
     except DeadKernelError:  # papermill's notebook does not tell: each of its cells is marked as completed

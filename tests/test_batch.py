@@ -68,7 +68,8 @@ def cells(tmp_path):
     """Cells of a grid whose notebook is the stand-in."""
 
     def make(seeds=1, pause=0.0, **values):
-        notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
         parameters = "\n".join(f"{name} = None" for name in ("run_dir", "preset", "seed", "acquisition", *SMALL))
         notebook.cells = [
             nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
@@ -259,28 +260,24 @@ def test_a_killed_worker_and_a_restarted_scheduler_lose_nothing(cells, tmp_path,
     grid = cells(seeds=2, pause=0.5, acquisition=["random", "bald", "variation_ratio"])
     scheduler, worker = start_scheduler(cluster), start_worker(cluster, tmp_path)
     wait_for_scheduler()
-    finished = []
-
-    def restart(cell_done=iter(range(100))):
-        finished.append(next(cell_done))
-        if len(finished) == 2:
-            scheduler.kill()
-            worker.kill()
-            scheduler.wait()
-            start_scheduler(cluster)
-            start_worker(cluster, tmp_path)
-
+    ended = []
     original = batch._Dask.wait
 
     def wait(pool, seconds):
-        if ended := original(pool, seconds):
-            restart()
-        return ended
+        if result := original(pool, seconds):
+            ended.append(result)
+            if len(ended) == 2:
+                for process in (scheduler, worker):
+                    process.kill()
+                    process.wait()
+                start_scheduler(cluster)
+                start_worker(cluster, tmp_path)
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch._Dask, "wait", wait)
         summary = run_batch(grid, tmp_path / "out", scheduler=ADDRESS, threads=1)
-    assert len(finished) >= 6
+    assert len(ended) == 6
     for cell in grid:
         if "variation_ratio" in cell.name:
             assert summary.loc[cell.name, "state"] == "failed"
