@@ -1,55 +1,33 @@
 """Batches: every cell of a grid is the experiment notebook, executed by papermill in a run folder of its own.
 
-On one machine the cells run in a few threads, each of which waits for the process of its kernel: nothing more is
-needed, and nothing more can break. On a cluster the same function runs on the workers of a Dask scheduler. Start
-reading at `run_batch`; `run_cell` is what a worker does.
-
-From a shell: `python -m aamlib.batch GRID.toml FOLDER`.
+Start reading at `run_batch`; `aamlib/workers.py` holds what happens to a single cell. From a shell:
+`python -m aamlib.batch GRID.toml FOLDER`.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import os
-import platform
-import queue
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from subprocess import Popen
+from types import TracebackType
 from typing import Any
 
 import pandas as pd
-import papermill
-from jupyter_client.manager import AsyncKernelManager
-from jupyter_core.utils import ensure_event_loop
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+from tqdm import tqdm
 
 from aamlib.config import ConfigError, preset
 from aamlib.experts import ExpertError
-from aamlib.files import RunFolderError, lock_run, write_json
+from aamlib.files import RunFolderError
 from aamlib.grids import Cell, describe_total, estimate, plan
-from aamlib.progress import BatchView, read_progress
 from aamlib.runs import check_settings, load_runs
+from aamlib.workers import Outcome, is_done, open_pool, read_progress
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-LOCK_SECONDS = 30.0  # a killed worker's kernel notices within three seconds, and lets go of the run folder
-RECONNECT_SECONDS = 600.0  # how long a scheduler may be away
-_ENDED = ("finished", "label budget used")
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How an attempt at a cell ended: "done"; "failed", its notebook raised; "lost", it may be tried again."""
-
-    state: str
-    error: str = ""
+_SHARE = 0.05  # of the time that may go into reading the folders: thousands, perhaps on a network share
 
 
 def run_batch(
@@ -98,7 +76,10 @@ def run_batch(
     outcomes = {cell.name: Outcome("done") for cell in cells if cell.name not in unfinished}
     attempts = dict.fromkeys((cell.name for cell in cells), 0)
     losses: dict[str, tuple[int, int]] = {}  # per cell: losses in a row, and the round at which they began
-    with _pool(scheduler, side_by_side, str(Path(out).absolute())) as pool, BatchView(cells, pool.dashboard) as view:
+    with (
+        open_pool(scheduler, side_by_side, str(Path(out).absolute())) as pool,
+        BatchView(cells, pool.dashboard) as view,
+    ):
         try:
             for cell in unfinished.values():
                 pool.submit(cell, threads)
@@ -128,15 +109,6 @@ def run_batch(
     return _summary(cells, outcomes, attempts)
 
 
-def is_done(cell: Cell) -> bool:
-    """Whether the cell's notebook has been executed to its end with these very settings."""
-    try:
-        mark = json.loads((cell.run_dir / "cell.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return mark.get("state") == "done" and mark.get("settings") == cell.config.asdict()
-
-
 def _summary(cells: list[Cell], outcomes: dict[str, Outcome], attempts: dict[str, int]) -> pd.DataFrame:
     rows = []
     for cell in cells:
@@ -156,182 +128,63 @@ def _summary(cells: list[Cell], outcomes: dict[str, Outcome], attempts: dict[str
     return pd.DataFrame(rows).set_index("cell")
 
 
-# What happens where a cell runs
+class BatchView:
+    """A bar over the rounds of all cells, with the time left; below it the score of each, as it comes.
 
-_active: dict[str, Popen[bytes] | None] = {}  # by run folder: the kernels of the cells that this process executes
-
-
-def run_cell(cell: Cell, threads: int) -> Outcome:
-    """Execute the cell's notebook in its run folder, with `threads` threads; resumes a run that was begun.
-
-    "done" takes a notebook without an exception and a run that this attempt ended. Two callers never work on one
-    cell at a time: the second waits for `LOCK_SECONDS`, and then finds it done or gives it up as lost.
+    In a notebook the scores are a table that is kept up to date; in a terminal, a line for each new one.
     """
-    folder = str(cell.run_dir)
-    _active[folder] = None
-    try:
-        with lock_run(folder, "notebook.lock", wait=LOCK_SECONDS):
-            if is_done(cell):
-                return Outcome("done")
-            with lock_run(folder, wait=LOCK_SECONDS):  # a killed worker's kernel holds it a moment longer
-                here = {"status": "starting", "host": platform.node(), "pid": os.getpid(), "since": time.time()}
-                write_json(cell.run_dir / "progress.json", read_progress(cell.run_dir) | here)
-            outcome = _execute(cell, threads)
-            if outcome.state != "done":
-                write_json(cell.run_dir / "progress.json", read_progress(cell.run_dir) | {"status": "interrupted"})
-            write_json(cell.run_dir / "cell.json", {**dataclasses.asdict(outcome), "settings": cell.config.asdict()})
-            return outcome
-    except RunFolderError as error:
-        return Outcome("lost", str(error))
-    finally:
-        _active.pop(folder, None)
 
+    def __init__(self, cells: list[Cell], dashboard: str | None) -> None:
+        self.cells = cells
+        self.begun = {cell.name: read_progress(cell.run_dir) for cell in cells}
+        self.progress = dict(self.begun)
+        self.next = 0.0
+        shell = get_ipython()
+        self.table = display(display_id=True) if shell is not None and hasattr(shell, "kernel") else None
+        rounds = sum(cell.n_rounds for cell in cells)
+        self.bar = tqdm(total=rounds, initial=self.rounds(), unit="round", smoothing=0, dynamic_ncols=True)
+        if dashboard:
+            self.say(f"Dask dashboard: {dashboard}")
 
-def _execute(cell: Cell, threads: int) -> Outcome:
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    def __enter__(self) -> BatchView:
+        return self
 
-    class Kernel(AsyncKernelManager):
-        async def start_kernel(self, **options: Any) -> None:
-            await super().start_kernel(**options, env=environment)
-            _active[str(cell.run_dir)] = self.provisioner.process  # type: ignore[union-attr]
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.bar.close()
 
-    try:
-        with closing(ensure_event_loop()):  # this thread's, in which papermill will run
-            papermill.execute_notebook(
-                cell.notebook,
-                cell.run_dir / "notebook.ipynb",
-                cell.parameters | {"run_dir": str(cell.run_dir)},
-                kernel_name="python3",
-                kernel_manager_class=Kernel,
-                start_timeout=300,  # seconds: many kernels may read torch from a shared folder at once
-                progress_bar=False,
-            )
-    except PapermillExecutionError as error:
-        return Outcome("failed", f"{error.ename}: {error.evalue}")
-    except DeadKernelError:  # papermill's notebook does not tell: each of its cells is marked as completed
-        return Outcome("lost", "its kernel died")
-    status = read_progress(cell.run_dir).get("status")
-    return Outcome("done") if status in _ENDED else Outcome("lost", f"its run ended as {status!r}")
+    def rounds(self, ended: Collection[str] = ()) -> int:
+        """Rounds of all cells that nobody waits for any more."""
+        done = {cell.name: self.progress[cell.name].get("round", 0) for cell in self.cells}
+        return sum(cell.n_rounds if cell.name in ended else min(done[cell.name], cell.n_rounds) for cell in self.cells)
 
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.bar.write(line)
 
-def kill_kernels(out: str) -> int:
-    """Kill the kernels of all cells in `out` that this process executes; returns how many cells there still are."""
-    active = [kernel for folder, kernel in list(_active.items()) if Path(out) in Path(folder).parents]
-    for kernel in active:
-        if kernel is not None:
-            kernel.kill()
-    return len(active)
-
-
-# Where cells wait for their turn
-
-
-class _Threads:
-    """Threads of this process."""
-
-    dashboard: str | None = None
-
-    def __init__(self, side_by_side: int, out: str) -> None:
-        self.out, self.executor = out, ThreadPoolExecutor(side_by_side)
-        self.ended: queue.SimpleQueue[tuple[Cell, Any]] = queue.SimpleQueue()
-
-    def submit(self, cell: Cell, threads: int) -> None:
-        """Let the cell run when its turn comes."""
-        self.executor.submit(run_cell, cell, threads).add_done_callback(lambda future: self.ended.put((cell, future)))
-
-    def wait(self, seconds: float) -> tuple[Cell, Outcome] | None:
-        """The next cell that has ended, and how, if one does in time."""
-        try:
-            cell, future = self.ended.get(timeout=seconds)
-        except queue.Empty:
-            return None
-        try:
-            return cell, future.result()
-        except Exception as error:
-            return cell, Outcome("lost", f"{type(error).__name__}: {error}")
-
-    def stop(self) -> None:
-        """Start no more cells, and end the kernels of those that run."""
-        self.executor.shutdown(wait=False, cancel_futures=True)
-        while kill_kernels(self.out):
-            time.sleep(0.1)
-
-    def close(self) -> None:
-        """Free the threads."""
-        self.executor.shutdown()
-
-
-class _Dask(_Threads):
-    """The workers of a Dask scheduler, which may go away and come back with no memory."""
-
-    def __init__(self, scheduler: str, out: str) -> None:
-        try:
-            import distributed
-        except ImportError as error:
-            raise ConfigError(f"a scheduler needs Dask ({error}); pip install 'aamlib[cluster]'.") from error
-        self.distributed, self.scheduler, self.out = distributed, scheduler, out
-        self.tasks: dict[str, tuple[Cell, int]] = {}
-        try:
-            self.connect()
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"no Dask scheduler answers at {scheduler!r} ({type(error).__name__}); start one with "
-                "`dask scheduler` and give its address, such as tcp://127.0.0.1:8786."
-            ) from error
-
-    def connect(self) -> None:
-        """Meet the scheduler and give it all cells that have not ended."""
-        self.client = self.distributed.Client(self.scheduler, timeout=10, set_as_default=False)
-        self.dashboard = self.client.dashboard_link
-        self.ended = queue.SimpleQueue()  # what the client before still says is not heard
-        self.futures: dict[str, Any] = {}
-        for cell, threads in self.tasks.values():
-            self.submit(cell, threads)
-
-    def submit(self, cell: Cell, threads: int) -> None:
-        """Let the cell run when its turn comes. Dask itself repeats it, three times, if the worker is lost."""
-        ended, future = self.ended, self.client.submit(run_cell, cell, threads, pure=False)
-        self.tasks[cell.name] = cell, threads
-        self.futures[cell.name] = future  # Dask forgets what nobody holds
-        future.add_done_callback(lambda future: ended.put((cell, future)))
-
-    def wait(self, seconds: float) -> tuple[Cell, Outcome] | None:
-        """As above. When the scheduler is gone, waits for it: ConnectionError after `RECONNECT_SECONDS`."""
-        ended = super().wait(seconds)
-        gone = self.client.status != "running" or (ended and self.futures[ended[0].name].cancelled())
-        end = time.monotonic() + RECONNECT_SECONDS
-        while gone:
-            self.client.close(timeout=1)
-            try:
-                self.connect()
-                return None
-            except OSError as error:
-                if time.monotonic() > end:
-                    raise ConnectionError(f"The scheduler {self.scheduler} did not come back.") from error
-                time.sleep(1)
-        if ended:
-            del self.tasks[ended[0].name], self.futures[ended[0].name]
-        return ended
-
-    def stop(self) -> None:
-        """As above, on every worker; without a scheduler they end by themselves."""
-        if self.client.status == "running":
-            self.client.cancel(list(self.futures.values()), force=True)
-            while sum(self.client.run(kill_kernels, self.out).values()):
-                time.sleep(0.1)
-
-    def close(self) -> None:
-        """Leave the scheduler and its workers running."""
-        self.client.close()
-
-
-@contextmanager
-def _pool(scheduler: str | None, side_by_side: int, out: str) -> Iterator[_Threads]:
-    pool = _Dask(scheduler, out) if scheduler else _Threads(side_by_side, out)
-    try:
-        yield pool
-    finally:
-        pool.close()
+    def update(self, states: Mapping[str, str], *, last: bool = False) -> None:
+        """Show where the cells stand, reading the folders only as often as is cheap; `states`: of those that ended."""
+        start = time.monotonic()
+        if start < self.next and not last:
+            return
+        rows = []
+        for cell in self.cells:
+            before = self.progress[cell.name]
+            if states.get(cell.name) != "done" or before.get("status") not in ("finished", "label budget used"):
+                self.progress[cell.name] = read_progress(cell.run_dir)
+            now = self.progress[cell.name]
+            running = now.get("status") in ("starting", "running") and now != self.begun[cell.name]
+            state = states.get(cell.name) or ("running" if running else "waiting")
+            row = {"cell": cell.name, "state": state, "rounds": f"{now.get('round', 0)} of {cell.n_rounds}"}
+            rows.append({**row, "labels": now.get("labels_used", 0), "score": now.get("score")})
+            if now.get("score") != before.get("score") and self.table is None:
+                self.say(f"{cell.name}: score {now['score']:.2f} after {now['agent_steps']:,} agent steps")
+        table = pd.DataFrame(rows).set_index("cell")
+        counts = table["state"].value_counts()
+        self.bar.n = self.rounds(states)
+        self.bar.set_description(", ".join(f"{counts.get(s, 0)} {s}" for s in ("done", "running", "failed", "waiting")))
+        if self.table is not None:
+            self.table.update(table[table["state"] != "waiting"])
+        self.next = time.monotonic() + max(1.0, (time.monotonic() - start) / _SHARE)
 
 
 def measure_layouts(

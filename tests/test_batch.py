@@ -12,10 +12,11 @@ import papermill
 import pytest
 
 import aamlib
-from aamlib import batch
-from aamlib.batch import Outcome, is_done, run_batch
+from aamlib import batch, workers
+from aamlib.batch import run_batch
 from aamlib.files import lock_run
 from aamlib.grids import plan
+from aamlib.workers import Outcome, is_done
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -154,7 +155,7 @@ def test_ctrl_c_ends_the_kernels_and_leaves_folders_that_go_on(cells, tmp_path):
 
 
 def test_a_folder_in_use_or_of_other_settings_is_left_alone(cells, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(workers, "LOCK_SECONDS", 0.1)
     (cell,) = cells(acquisition=["bald"])
     with lock_run(cell.run_dir):
         summary = run_batch([cell], tmp_path / "out", retries=1)
@@ -261,7 +262,7 @@ def test_a_killed_worker_and_a_restarted_scheduler_lose_nothing(cells, tmp_path,
     scheduler, worker = start_scheduler(cluster), start_worker(cluster, tmp_path)
     wait_for_scheduler()
     ended = []
-    original = batch._Dask.wait
+    original = workers._Dask.wait
 
     def wait(pool, seconds):
         if result := original(pool, seconds):
@@ -275,7 +276,7 @@ def test_a_killed_worker_and_a_restarted_scheduler_lose_nothing(cells, tmp_path,
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch._Dask, "wait", wait)
+        patch.setattr(workers._Dask, "wait", wait)
         summary = run_batch(grid, tmp_path / "out", scheduler=ADDRESS, threads=1)
     assert len(ended) == 6
     for cell in grid:
@@ -299,7 +300,7 @@ def test_ten_thousand_cells_on_two_hundred_simulated_workers(tmp_path, monkeypat
     """Everything but the notebooks: folders, locks, marks, Dask and the progress view."""
     from distributed import LocalCluster
 
-    monkeypatch.setattr(batch, "_execute", lambda cell, threads: Outcome("done"))
+    monkeypatch.setattr(workers, "_execute", lambda cell, threads: Outcome("done"))
     n = 10_000
     cells = plan({"seeds": list(range(n)), "preset": "quick"}, tmp_path / "out")
     with LocalCluster(

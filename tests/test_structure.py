@@ -25,7 +25,7 @@ ORDER = [
     "diagnosis",
     "distill",
     "grids",
-    "progress",
+    "workers",
     "batch",
     "__init__",
 ]
