@@ -140,7 +140,9 @@ class BatchView:
         self.progress = dict(self.begun)
         self.next = 0.0
         shell = get_ipython()
-        self.table = display(display_id=True) if shell is not None and hasattr(shell, "kernel") else None
+        self.table = (
+            display(pd.DataFrame(), display_id=True) if shell is not None and hasattr(shell, "kernel") else None
+        )
         rounds = sum(cell.n_rounds for cell in cells)
         self.bar = tqdm(total=rounds, initial=self.rounds(), unit="round", smoothing=0, dynamic_ncols=True)
         if dashboard:

@@ -198,6 +198,11 @@ def test_the_batch_notebook(tiny, tmp_path):
     text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "1 cells, about" in text
     assert "1 done" in text
+    tables = [
+        o.data["text/plain"] for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "display_data"
+    ]
+    assert len(tables) == 1
+    assert "seed=0  done  1 of 1" in tables[0], "the table of scores, as it stood at the end"
     assert aamlib.Run(tmp_path / "out" / "seed=0").status == "finished"
 
 
