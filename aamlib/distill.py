@@ -280,8 +280,7 @@ class Distillation:
 
     def open(self) -> None:
         """Check that the folder is this run's, take up its newest checkpoint, and start games."""
-        may_raise = ("total_steps", "label_budget")
-        open_run(self.run_dir, self.config.asdict(), may_raise=may_raise)
+        open_run(self.run_dir, self.config.asdict())
         starts, expert_hash = read_starts(self.run_dir), fingerprint(self.expert)
         if starts and starts[0]["expert_sha256"] != expert_hash:
             raise RunFolderError(f"{self.run_dir} was labelled by an expert with other weights; choose another folder.")

@@ -69,26 +69,39 @@ EVALUATIONS = {
 }
 
 
-def open_run(run_dir: Path, settings: Mapping[str, Any], *, may_raise: Collection[str]) -> None:
-    """Record the settings in config.json, or check that they are those the folder was made with.
+MAY_RAISE = ("total_steps", "label_budget")  # settings with which a run goes on when they are higher than before
 
-    Settings named in `may_raise` may be higher than before. Raises RunFolderError, naming each setting that differs.
+
+def open_run(run_dir: Path, settings: Mapping[str, Any], *, may_raise: Collection[str] = MAY_RAISE) -> None:
+    """Record the settings in config.json, after `check_settings`."""
+    check_settings(run_dir, settings, may_raise=may_raise)
+    write_json(run_dir / "config.json", dict(settings))
+
+
+def check_settings(run_dir: Path, settings: Mapping[str, Any], *, may_raise: Collection[str] = MAY_RAISE) -> None:
+    """Raise RunFolderError, naming each setting that differs, if the folder was made with settings other than these.
+
+    Settings named in `may_raise` may be higher than before; None is no limit.
     """
-    path = run_dir / "config.json"
-    if path.exists():
-        before = read_config(run_dir)
-        differing = [
-            f"{name} = {settings.get(name)!r} (the folder has {before.get(name)!r})"
-            for name in sorted({*settings, *before})
-            if settings.get(name) != before.get(name)
-            and not (name in may_raise and name in before and settings[name] > before[name])
-        ]
-        if differing:
-            raise RunFolderError(
-                f"{run_dir} belongs to another configuration: {', '.join(differing)}; give the folder's own settings "
-                f"(only {', '.join(may_raise)} may be raised) or choose another folder."
-            )
-    write_json(path, dict(settings))
+    if not (run_dir / "config.json").exists():
+        return
+
+    def raised(name: str) -> bool:
+        if name not in may_raise or before.get(name) is None:
+            return False
+        return settings[name] is None or settings[name] > before[name]
+
+    before = read_config(run_dir)
+    differing = [
+        f"{name} = {settings.get(name)!r} (the folder has {before.get(name)!r})"
+        for name in sorted({*settings, *before})
+        if settings.get(name) != before.get(name) and not raised(name)
+    ]
+    if differing:
+        raise RunFolderError(
+            f"{run_dir} belongs to another configuration: {', '.join(differing)}; give the folder's own settings "
+            f"(only {', '.join(may_raise)} may be raised) or choose another folder."
+        )
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:

@@ -24,6 +24,9 @@ ORDER = [
     "checkpoints",
     "diagnosis",
     "distill",
+    "grids",
+    "workers",
+    "batch",
     "__init__",
 ]
 
