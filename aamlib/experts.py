@@ -84,6 +84,25 @@ def read_card(name: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def read_references(game: str, expert: str | None, sha256: str | None) -> dict[str, float]:
+    """The scores of "expert" and "random play", from the card of the expert whose weights have this hash.
+
+    `expert` and `sha256` as a run records them. Raises ExpertError if neither that expert's card nor the bundled one of
+    the game is of these weights and has both scores.
+    """
+    for name in (expert, game):
+        try:
+            card = read_card(name) if name else {}
+        except (ExpertError, ValueError):
+            continue
+        if card.get("sha256") == sha256 and {"score_mean", "random_score_mean"} <= card.keys():
+            return {"expert": card["score_mean"], "random play": card["random_score_mean"]}
+    raise ExpertError(
+        f"the runs of {game} were labelled by an expert ({str(sha256)[:12]}) whose scores no card has: give them as "
+        f'references = {{"{game}": {{"expert": ..., "random play": ...}}}}, or train it anew with its card.'
+    )
+
+
 def expert_path(name: str | Path) -> Path:
     """The weights' file of a bundled expert's name, or of a path. Raises ExpertError when there is none."""
     bundled = {path.stem: path for path in EXPERTS_DIR.glob("*.safetensors")}

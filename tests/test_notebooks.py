@@ -13,7 +13,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
     "01_train_expert": {*aamlib.PQNConfig.names(), "run_dir", "output", "card_episodes", "card_seed"},
     "02_run_experiment": {*aamlib.ExperimentConfig.names(), "preset", "run_dir"},
-    "04_compare_runs": {"runs", "figures"},
+    "04_compare_runs": {"runs", "select", "references", "figures"},
 }
 
 
