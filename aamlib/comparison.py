@@ -52,7 +52,7 @@ def check_comparable(metrics: pd.DataFrame) -> None:
     A copy of a run would pass for a further seed.
     """
     for game, runs in _newest(metrics).groupby("game"):
-        settings = [str(name) for name in runs if name not in {*METRICS, *MAY_DIFFER, "run"}]
+        settings = sorted({str(name) for name in runs} - {*METRICS, *MAY_DIFFER, "run"})
         if differing := list(_differing(runs, settings)):
             raise RunFolderError(
                 f"the runs of {game} cannot be compared, for they differ in {'; in '.join(differing)}. Choose some of "
@@ -214,15 +214,17 @@ def _fewest(strata: list[np.ndarray]) -> int:
 def _strata(runs: pd.DataFrame, measure: str) -> dict[tuple[str, float], dict[str, list[np.ndarray]]]:
     """The seeds' values, game by game, of each function, by (game, share); with all games together where possible."""
     strata: dict[tuple[str, float], dict[str, list[np.ndarray]]] = {}
-    for fraction, at_share in runs.dropna(subset=[measure]).groupby("query_fraction"):
-        games = sorted(at_share["game"].unique())
+    known = runs.dropna(subset=[measure])
+    for fraction in sorted(known["query_fraction"].astype(float).unique()):
+        at_share = known[known["query_fraction"] == fraction]
+        games = at_share["game"].unique()
         for name, of_function in at_share.groupby("acquisition"):
             acquisition = str(name)
             values = {str(game): rows[measure].to_numpy(float) for game, rows in of_function.groupby("game")}
             for game, of_game in values.items():
-                strata.setdefault((game, float(fraction)), {})[acquisition] = [of_game]
+                strata.setdefault((game, fraction), {})[acquisition] = [of_game]
             if len(games) > 1 and len(values) == len(games):
-                strata.setdefault((ALL_GAMES, float(fraction)), {})[acquisition] = list(values.values())
+                strata.setdefault((ALL_GAMES, fraction), {})[acquisition] = list(values.values())
     return dict(sorted(strata.items(), key=lambda item: (item[0][0] == ALL_GAMES, item[0])))
 
 
@@ -238,7 +240,7 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     ends = final_scores(curves).rename(columns={"smoothed": "score"}).groupby(TREATMENT)
     table = ends.size().to_frame("seeds")
     table = table.join(ends[["agent_steps", "labels_used", "unique_labels"]].mean().astype(int))
-    table = table.join(ends[["score", "normalised"]].agg(lambda values: stats.iqm(values.to_numpy(float))))
+    table = table.join(ends[["score", "normalised"]].agg(_iqm))
     for x in AREA_OVER:
         columns = {"iqm": f"area_{x}", "low": f"area_{x}_low", "high": f"area_{x}_high"}
         table = table.join(estimates(area, f"area_{x}").set_index(TREATMENT)[list(columns)].rename(columns=columns))
@@ -247,6 +249,10 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
         table[f"labels_to_{threshold * 100:g}"] = by.median()
         table[f"reached_{threshold * 100:g}"] = by.agg(lambda labels: int(np.isfinite(labels).sum()))
     return table.reset_index()
+
+
+def _iqm(values: pd.Series) -> float:
+    return float(stats.iqm(values.to_numpy(float)))
 
 
 def to_markdown(summary: pd.DataFrame) -> str:
@@ -263,7 +269,7 @@ def to_markdown(summary: pd.DataFrame) -> str:
             text[f"area over {x.replace('_', ' ')}"] = f"{values[f'area_{x}']:.2f}{width}"
         for name in (f"{threshold * 100:g}" for threshold in stats.THRESHOLDS):
             labels, seeds = values[f"labels_to_{name}"], f"({values[f'reached_{name}']} of {values['seeds']})"
-            text[f"labels to {name} %"] = f"{labels / 1e3:,.0f}k {seeds}" if np.isfinite(labels) else f"never {seeds}"
+            text[f"labels to {name} %"] = f"{labels / 1e3:,.0f}k {seeds}" if np.isfinite(labels) else f"– {seeds}"
         for count in ("labels_used", "unique_labels"):
             text[count.replace("_", " ")] = f"{values[count] / 1e3:,.0f}k"
         rows.append({name: "–" if value == "nan" else value for name, value in text.items()})

@@ -131,10 +131,9 @@ def plot_curves(
 def plot_shares(curves: pd.DataFrame, *, x: str = "labels_used", ax: Axes | None = None) -> Axes:
     """Normalised score of one function, a line or band per share of the pool; x on a log scale."""
     ax = ax or plt.gca()
-    shares = sorted(curves["query_fraction"].unique())
-    for share, color in zip(shares, sns.color_palette("viridis_r", len(shares)), strict=True):
-        rows = curves[curves["query_fraction"] == share]
-        _draw_runs(ax, rows, x, "normalised", percent(share), color=color)
+    for share, rows in curves.groupby("query_fraction"):
+        color = plt.get_cmap("viridis_r")(float(share) ** 0.4)  # type: ignore[arg-type]
+        _draw_runs(ax, rows, x, "normalised", percent(float(share)), color=color)  # type: ignore[arg-type]
     ax.set(ylabel=LABELS["normalised"])
     return _log_counts(_finish(ax, x))
 
@@ -186,13 +185,11 @@ def plot_areas(areas: pd.DataFrame, estimates: pd.DataFrame, *, x: str = "agent_
     for treatment, rows in areas.groupby(["query_fraction", "acquisition"]):
         y, color = places[treatment], colors[str(treatment[1])]
         ax.scatter(rows[f"area_{x}"], np.full(len(rows), y), s=30, color=color, alpha=0.5, linewidth=0)
-    for share, acquisition, middle, low, high in estimates[
-        ["query_fraction", "acquisition", "iqm", "low", "high"]
-    ].values:
-        if np.isfinite(low):
-            y, color = places[share, acquisition], colors[acquisition]
-            ax.plot([low, high], [y, y], color=color, linewidth=2)
-            ax.plot(middle, y, marker="|", color=color, markersize=14, markeredgewidth=2.5)
+    bars = estimates.dropna(subset=["low"])[["query_fraction", "acquisition", "iqm", "low", "high"]]
+    for share, acquisition, middle, low, high in bars.to_numpy():
+        y, color = places[share, acquisition], colors[acquisition]
+        ax.plot([low, high], [y, y], color=color, linewidth=2)
+        ax.plot(middle, y, marker="|", color=color, markersize=14, markeredgewidth=2.5)
     ax.set(xlabel=f"mean normalised score over {x.replace('_', ' ')}")
     return ax
 
@@ -233,9 +230,9 @@ def plot_seconds(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style: Any) -> None:
     """The runs of one function: each a line, or from five on their interquartile mean in its interval's band."""
     known, seeds = rows.dropna(subset=[y]), rows["run"].nunique()
-    label = f"{label}, {seeds} seeds" if seeds > 1 else label
     shared = known.pivot(index="agent_steps", columns="run", values=y).dropna()  # the steps that every run reached
     if seeds < stats.MIN_SEEDS or shared.empty:
+        label = f"{label}, {seeds} seeds" if seeds > 1 else label
         for _, run in known.groupby("run"):
             ax.plot(run[x], run[y], label=label, **{"linewidth": 1.5, **style})
         return
@@ -243,7 +240,7 @@ def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style
     values = shared.to_numpy().T  # (seeds, evaluations)
     low, high = stats.interval(stats.iqm, values)
     ax.fill_between(xs, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    ax.plot(xs, stats.iqm(values, axis=0), label=f"{label}: IQM, 95 % interval", **{"linewidth": 2, **style})
+    ax.plot(xs, stats.iqm(values, axis=0), label=f"{label}, IQM of {seeds} seeds", **{"linewidth": 2, **style})
 
 
 def _draw_references(ax: Axes, references: Mapping[str, float] | None) -> None:
@@ -272,13 +269,13 @@ def _log_ticks(axis: Axis, formatter: Formatter) -> None:
     axis.set_major_formatter(formatter)
 
 
-def _rows(ax: Axes, table: pd.DataFrame) -> dict[tuple[float, str], float]:
+def _rows(ax: Axes, table: pd.DataFrame) -> dict[Any, float]:
     """A horizontal row per share and function, shares set apart: their y, top down, and the axis labelled so."""
-    places: dict[tuple[float, str], float] = {}
+    places: dict[Any, float] = {}
     y = 0.0
     for share, rows in table.groupby("query_fraction"):
         for acquisition in in_order(rows["acquisition"]):
-            places[share, acquisition] = y  # type: ignore[index]
+            places[share, acquisition] = y
             y += 1
         y += 0.6
     ax.set_yticks(list(places.values()), [f"{name_of(name)}, {percent(share)}" for share, name in places])

@@ -78,16 +78,6 @@ def test_run_experiment(tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_compare_runs(with_settings, tmp_path):
-    for acquisition in ("bald", "random"):
-        aamlib.distill(with_settings(acquisition=acquisition), tmp_path / "runs" / acquisition)
-    figures = tmp_path / "figures"
-    execute("04_compare_runs", tmp_path, runs=str(tmp_path / "runs"), figures=str(figures))
-    assert {path.name for path in figures.iterdir()} == {"pong_MC_10_reward.png", "pong_MC_10_loss.png"}
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
