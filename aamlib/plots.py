@@ -106,11 +106,9 @@ def plot_curves(
     Parameters
     ----------
     curves:
-        As `learning_curves`, of one game and share.
-    references:
-        Horizontal lines by name, such as {"expert": 19.5, "random play": -20.4}.
-    x:
-        "agent_steps", "labels_used" or "unique_labels".
+        As `aamlib.comparison.learning_curves`, of one game and share.
+    references, x:
+        As in `plot_scores`; x may be "unique_labels" too.
     all_labels:
         Curves of runs that asked about the whole pool, as a further reference.
     """
@@ -229,7 +227,8 @@ def plot_seconds(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style: Any) -> None:
     """The runs of one function: each a line, or from five on their interquartile mean in its interval's band."""
-    known, seeds = rows.dropna(subset=[y]), rows["run"].nunique()
+    known = rows.dropna(subset=[y])
+    seeds = known["run"].nunique()
     shared = known.pivot(index="agent_steps", columns="run", values=y).dropna()  # the steps that every run reached
     if seeds < stats.MIN_SEEDS or shared.empty:
         label = f"{label}, {seeds} seeds" if seeds > 1 else label
