@@ -201,11 +201,10 @@ def plot_phases(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     means = rounds[columns].fillna(0).groupby([rounds["query_fraction"], rounds["acquisition"]]).mean()
     y, left = [places[treatment] for treatment in means.index], np.zeros(len(means))
     for column, color in zip(columns, sns.color_palette("viridis", len(columns)), strict=True):
-        label = column.removeprefix("seconds_")
-        ax.barh(y, means[column], left=left, color=color, edgecolor="white", linewidth=0.5, label=label)
+        style: dict[str, Any] = {"color": color, "edgecolor": "white", "linewidth": 0.5}
+        bars = ax.barh(y, means[column], left=left, label=column.removeprefix("seconds_"), **style)
         left = left + means[column].to_numpy()
-    for place, total in zip(y, left, strict=True):
-        ax.annotate(f"{total:.1f}", (total, place), xytext=(4, 0), textcoords="offset points", va="center")
+    ax.bar_label(bars, labels=[f"{total:.1f}" for total in left], padding=4)
     ax.margins(x=0.1)
     ax.set(xlabel="seconds per round, mean")
     ax.legend(ncols=len(columns), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize="small")
