@@ -69,14 +69,8 @@ def plot_scores(
 ) -> Axes:
     """Score against steps or labels: each game a dot, each run a line through its evaluations' means.
 
-    Parameters
-    ----------
-    evaluations:
-        As `load_evaluations`: run, acquisition, agent_steps, labels_used, score.
-    references:
-        Horizontal lines by name, such as {"expert": 19.5, "random play": -20.4}.
-    x:
-        "agent_steps" or "labels_used".
+    `evaluations`: as `load_evaluations`. `references`: horizontal lines by name, such as {"expert": 19.5, "random play":
+    -20.4}. `x`: "agent_steps" or "labels_used".
     """
     ax = ax or plt.gca()
     colors = palette(evaluations["acquisition"])
@@ -103,20 +97,14 @@ def plot_curves(
     From five seeds on, a function is a line (interquartile mean) in a band (95 % interval at each evaluation), which
     ends where the shortest run does; with fewer, each seed is a line.
 
-    Parameters
-    ----------
-    curves:
-        As `aamlib.comparison.learning_curves`, of one game and share.
-    references, x:
-        As in `plot_scores`; x may be "unique_labels" too.
-    all_labels:
-        Curves of runs that asked about the whole pool, as a further reference.
+    `curves`: as `aamlib.comparison.learning_curves`, of one game and share; references and x as in `plot_scores`, x may
+    be "unique_labels" too. `all_labels`: curves of runs that asked about the whole pool, as a further reference.
     """
     ax = ax or plt.gca()
     colors = palette(curves["acquisition"])
     for acquisition in in_order(curves["acquisition"]):
         rows = curves[curves["acquisition"] == acquisition]
-        ax.scatter(rows[x], rows["score"], s=7, color=colors[acquisition], alpha=0.3, linewidth=0)
+        ax.scatter(rows[x], rows["score"], s=10, color=colors[acquisition], alpha=0.35, linewidth=0)
         _draw_runs(ax, rows, x, "smoothed", name_of(acquisition), color=colors[acquisition])
     ax.set_xlim(0, float(curves[x].max()) * 1.02)
     if all_labels is not None:
@@ -170,7 +158,11 @@ def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes
             else:
                 ax.plot(after, y, marker=">", color=color, markerfacecolor="none", markersize=6)
     ax.set_xlabel(LABELS[str(thresholds["x"].iloc[0])])
-    return _log_counts(ax)
+    if thresholds["query_fraction"].nunique() > 1:  # their labels differ by orders of magnitude
+        return _log_counts(ax)
+    _show(ax, 0.0)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return ax
 
 
 def plot_areas(areas: pd.DataFrame, estimates: pd.DataFrame, *, x: str = "agent_steps", ax: Axes | None = None) -> Axes:
@@ -188,6 +180,7 @@ def plot_areas(areas: pd.DataFrame, estimates: pd.DataFrame, *, x: str = "agent_
         y, color = places[share, acquisition], colors[acquisition]
         ax.plot([low, high], [y, y], color=color, linewidth=2)
         ax.plot(middle, y, marker="|", color=color, markersize=14, markeredgewidth=2.5)
+    _show(ax, 0.0, 1.0)  # random play and the expert
     ax.set(xlabel=f"mean normalised score over {x.replace('_', ' ')}")
     return ax
 
@@ -228,7 +221,7 @@ def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style
     """The runs of one function: each a line, or from five on their interquartile mean in its interval's band."""
     known = rows.dropna(subset=[y])
     seeds = known["run"].nunique()
-    shared = known.pivot(index="agent_steps", columns="run", values=y).dropna()  # the steps that every run reached
+    shared = known.pivot(index="agent_steps", columns="run", values=y).dropna()  # steps that every run reached
     if seeds < stats.MIN_SEEDS or shared.empty:
         label = f"{label}, {seeds} seeds" if seeds > 1 else label
         for _, run in known.groupby("run"):
@@ -259,6 +252,11 @@ def _log_counts(ax: Axes) -> Axes:
     ax.set_xscale("log")
     _log_ticks(ax.xaxis, EngFormatter(sep=""))
     return ax
+
+
+def _show(ax: Axes, *xs: float) -> None:
+    ax.update_datalim([(x, 0) for x in xs], updatey=False)  # unlike set_xlim, leaves the axis free to grow
+    ax.autoscale_view(scaley=False)
 
 
 def _log_ticks(axis: Axis, formatter: Formatter) -> None:

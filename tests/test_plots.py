@@ -113,6 +113,15 @@ def test_runs_that_never_reached_a_threshold_are_shown_where_they_ended(ax):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["BALD, 10 %", "random, 40 %"]
 
 
+def test_panels_that_share_an_axis_show_all_of_their_thresholds():
+    figure, axes = plt.subplots(1, 2, sharex=True)
+    for ax, by in zip(axes, (20.0, 90.0), strict=True):
+        table = {"acquisition": "bald", "query_fraction": 0.1, "after": by - 10, "by": by, "x": "labels_used"}
+        plots.plot_thresholds(pd.DataFrame([table]), ax=ax)
+    assert axes[0].get_xlim()[0] <= 0 < 90 <= axes[0].get_xlim()[1]
+    plt.close(figure)
+
+
 def test_areas_show_each_seed_and_an_interval_where_there_is_one(ax):
     areas = pd.DataFrame({"acquisition": ["bald"] * 5 + ["random"], "query_fraction": 0.1})
     areas["area_agent_steps"] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.3]
@@ -125,6 +134,7 @@ def test_areas_show_each_seed_and_an_interval_where_there_is_one(ax):
     interval, middle = ax.get_lines()
     assert interval.get_xdata().tolist() == [0.6, 0.8]
     assert list(middle.get_xdata()) == [0.7]
+    assert ax.get_xlim()[0] <= 0 < 1 <= ax.get_xlim()[1]
 
 
 def test_phases_are_stacked_means_over_rounds_without_the_warm_up(ax):
