@@ -69,8 +69,8 @@ def plot_scores(
 ) -> Axes:
     """Score against steps or labels: each game a dot, each run a line through its evaluations' means.
 
-    `evaluations`: as `load_evaluations`. `references`: horizontal lines by name, such as {"expert": 19.5, "random play":
-    -20.4}. `x`: "agent_steps" or "labels_used".
+    `evaluations`: as `load_evaluations`. `references`: horizontal lines by name, such as
+    {"expert": 19.5, "random play": -20.4}. `x`: "agent_steps" or "labels_used".
     """
     ax = ax or plt.gca()
     colors = palette(evaluations["acquisition"])
