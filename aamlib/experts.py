@@ -14,7 +14,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import safetensors.torch
 import torch
 from jaxtyping import Float, UInt8
@@ -172,57 +171,6 @@ def fingerprint(expert: nn.Module) -> str:
     """SHA-256 of an expert's weights, hexadecimal, whatever file they came from."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in expert.state_dict().items()}
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
-
-
-def read_card(name: str | Path) -> dict[str, Any]:
-    """The card beside an expert's weights; empty if there is none."""
-    path = expert_path(name).with_suffix(".json")
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
-    """A card after those of the weights that its training started from, oldest first."""
-    before = card.get("started_from")
-    return [*(stages(before) if before else []), card]
-
-
-def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:
-    """The experts of a folder, one row each, from their cards; steps and hours are those of all stages together."""
-    rows = []
-    for path in sorted(folder.glob("*.safetensors")):
-        card = read_card(path)
-        margin = 1.96 * card["score_standard_error"]
-        rows.append(
-            {
-                "expert": path.stem,
-                "score": round(card["score_mean"], 1),
-                "95 % interval": f"{card['score_mean'] - margin:.1f} to {card['score_mean'] + margin:.1f}",
-                "games": len(card["scores"]),
-                "random play": round(card["random_score_mean"], 1),
-                "agent steps": f"{sum(stage['agent_steps'] for stage in stages(card)) / 1e6:.1f} M",
-                "hours": round(sum(stage["wall_time_seconds"] for stage in stages(card)) / 3600, 1),
-                "seed": card["seed"],
-                "SHA-256": card["sha256"][:12],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def write_readme(folder: Path = EXPERTS_DIR) -> Path:
-    """Write README.md beside the experts: their table, and of each the learning curve, the command and the remarks."""
-    parts = [
-        "# Experts",
-        "Written by notebooks/01_train_expert.ipynb from the cards (`<expert>.json`), which hold every setting. "
-        "Scores are unclipped, of whole games at epsilon 0.05, on seeds that took no part in choosing the weights.",
-        card_table(folder).to_markdown(index=False),
-    ]
-    for path in sorted(folder.glob("*.safetensors")):
-        card = read_card(path)
-        parts += [f"## {path.stem}", f"![learning curve]({path.stem}-curve.png)", f"    {card['command']}"]
-        parts += [f"- {remark}" for remark in card.get("remarks", [])]
-    readme = folder / "README.md"
-    write_bytes(readme, ("\n\n".join(parts) + "\n").encode())
-    return readme
 
 
 def expert_path(name: str | Path) -> Path:

@@ -17,9 +17,12 @@ ORDER = [
     "acquisition",
     "replay",
     "runs",
+    "stats",
+    "comparison",
     "plots",
     "atari",
     "experts",
+    "cards",
     "pqn",
     "checkpoints",
     "diagnosis",
@@ -51,5 +54,6 @@ def test_modules_stay_thin(module):
     assert len((PACKAGE / f"{module}.py").read_text().splitlines()) <= 340
 
 
-def test_plots_know_no_torch():
-    assert "torch" not in (PACKAGE / "plots.py").read_text()
+@pytest.mark.parametrize("module", ["stats", "comparison", "plots"])
+def test_statistics_and_plots_know_no_torch(module):
+    assert "torch" not in (PACKAGE / f"{module}.py").read_text()
