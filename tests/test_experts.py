@@ -12,7 +12,7 @@ import sys
 import zipfile
 
 import gymnasium
-import huggingface_hub
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import safetensors.torch
