@@ -14,6 +14,19 @@ PARAMETERS = {
     "01_train_expert": {*aamlib.PQNConfig.names(), "run_dir", "output", "card_episodes", "card_seed"},
     "02_run_experiment": {*aamlib.ExperimentConfig.names(), "preset", "run_dir"},
     "04_compare_runs": {"runs", "figures"},
+    "05_expert_q_values": {
+        "game",
+        "expert",
+        "runs",
+        "student",
+        "seed",
+        "epsilon",
+        "steps",
+        "temperature",
+        "step",
+    },
+    "06_uncertain_frames": {"runs", "run", "other", "number", "sort", "exports"},
+    "07_entropy_versus_bald": {"runs", "run", "number", "color"},
 }
 
 
