@@ -139,7 +139,7 @@ class ExpertView(View):
 
     def figure(self) -> Figure:
         """Frames, Q-values over the game, policies and histograms of the present state."""
-        figure = figures.new_figure(12, 8.4)
+        figure = figures.new_figure(12.0, 8.4)
         axes = figure.subplot_mosaic(
             [["frame", "q", "q"], ["frame", "gap", "gap"], ["strip", "policy", "policy"], [*_HISTOGRAMS]],
             height_ratios=(2, 1, 1.6, 1.8),
@@ -163,7 +163,9 @@ class ExpertView(View):
         games = sorted({self.game, *(read_card(name).get("game", name) for name in experts)})
         game = self.link("game", labelled(ipywidgets.Dropdown, "Game", 170, options=games))
         expert = labelled(ipywidgets.Dropdown, "Expert", 190, options=sorted({self.expert, *experts}))
-        student = labelled(ipywidgets.Dropdown, "Student", 240, options=[("none", ""), *self.students])
+        student = labelled(
+            ipywidgets.Dropdown, "Student", 240, options=[("none", ""), *zip(self.students, self.students, strict=True)]
+        )
         seed = self.link("seed", labelled(ipywidgets.BoundedIntText, "Seed", 120, max=2**31 - 1))
         steps = self.link("steps", labelled(ipywidgets.BoundedIntText, "Steps at most", 170, min=1, max=27_000))
         play = ipywidgets.Button(description="Play a game", icon="gamepad", button_style="primary")
@@ -223,6 +225,10 @@ class ExpertView(View):
             except (ConfigError, ExpertError, RunFolderError) as problem:
                 error.value = f"<span style='color: #b00020'>{problem}</span>"
 
+        def choose_expert(change: Any) -> None:
+            if change.new in experts:
+                self.expert = change.new
+
         def seek(change: Any) -> None:
             self.step = round((change.new[0] - span[0]) / span[1] * (len(self.recording) - 1))
 
@@ -230,6 +236,7 @@ class ExpertView(View):
         self.observe(show_temperature, ["temperature"])
         self.observe(show_game, ["played"])
         timeline.observe(seek, "clicked")
+        self.observe(choose_expert, "game")
         play.on_click(play_again)
         play.add_class("aam-play")
         decisive.on_click(lambda _: self.jump("q_gap"))

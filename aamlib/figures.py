@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from aamlib.plots import COLORS
@@ -78,7 +79,7 @@ def softmax(q_values: np.ndarray, temperature: float) -> np.ndarray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-def draw_timeline(axes: Sequence[Axes], q_values: np.ndarray, actions: Sequence[str]) -> None:
+def draw_timeline(axes: Iterable[Axes], q_values: np.ndarray, actions: Sequence[str]) -> None:
     """Q-values (N, A) of each action over a game, and under them the Q-gap."""
     above, below = axes
     for i, (name, values) in enumerate(zip(actions, q_values.T, strict=True)):
@@ -95,7 +96,8 @@ def draw_timeline(axes: Sequence[Axes], q_values: np.ndarray, actions: Sequence[
 def draw_histogram(ax: Axes, q_values: np.ndarray, column: str, temperature: float) -> None:
     """Distribution of q_gap, q_range or label_entropy over states with the expert's Q-values (N, A)."""
     table, ceiling = describe_q(q_values, temperature), np.log(q_values.shape[1])
-    span = (0, ceiling) if column == "label_entropy" else (0, max(table[column].quantile(0.995), 1e-6))
+    highest = ceiling if column == "label_entropy" else table[column].quantile(0.995)
+    span = (0.0, max(float(highest), 1e-6))
     ax.hist(table[column].clip(*span), bins=40, range=span, color=EXPERT)
     ax.set(xlabel=axis_label(column), xlim=span, ylabel="states")
     if column == "label_entropy":
@@ -131,7 +133,7 @@ def draw_scatter(ax: Axes, states: pd.DataFrame, color: str) -> None:
     known = states.dropna(subset=[color])
     values = known[color].astype(float)
     points = ax.scatter(known["score_entropy"], known["score_bald"], c=values, s=7, cmap="cividis", linewidth=0,
-                        vmax=values.quantile(0.99))  # fmt: skip
+                        vmax=float(values.quantile(0.99)))  # fmt: skip
     ax.set(xlabel="predictive entropy, total (nats)", ylabel="BALD, epistemic (nats)", xlim=(0, None), ylim=(0, None))
     assert ax.figure is not None
     ax.figure.colorbar(points, ax=ax, label=axis_label(color))
@@ -144,7 +146,7 @@ def draw_rounds(ax: Axes, table: pd.DataFrame, column: str, by: str = "score") -
         style = ":" if name == "pool" else "-"
         ax.plot(rows["round"], rows[column], color=color, linestyle=style, marker="o", markersize=3, label=str(name))
     ax.set_xlabel("round")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def draw_decomposition(ax: Axes, table: pd.DataFrame, score: str) -> None:
@@ -154,5 +156,5 @@ def draw_decomposition(ax: Axes, table: pd.DataFrame, score: str) -> None:
                  labels=["aleatoric: expected entropy", "epistemic: BALD"])  # fmt: skip
     ax.plot(rows["round"], rows["score_entropy"], color="0.1", linewidth=1.5, label="total: predictive entropy")
     ax.set(title=f"chosen by {score}" if score != "pool" else "the whole pool", xlabel="round")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(x=0)

@@ -84,6 +84,8 @@ def colour_frames(recording: Recording) -> UInt8[np.ndarray, "N 210 160 3"]:
 def action_names(game: str) -> list[str]:
     """What the A actions of a game do, such as "NOOP" or "RIGHTFIRE". Raises ConfigError for an unknown game."""
     ALEInterface.setLoggerMode(LoggerMode.Error)  # it would greet on stderr
+    rom = roms.get_rom_path(check_game(game))
+    assert rom is not None
     ale = ALEInterface()
-    ale.loadROM(roms.get_rom_path(check_game(game)))
+    ale.loadROM(rom)
     return [action.name for action in ale.getMinimalActionSet()]

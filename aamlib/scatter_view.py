@@ -66,7 +66,7 @@ class ScatterView(RoundView):
 
     def figure(self) -> Figure:
         """The points, and frames of picked states."""
-        figure = figures.new_figure(12, 4.8)
+        figure = figures.new_figure(12.0, 4.8)
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
         figures.draw_scatter(left, self.states, self.color)
         left.set_title(f"{self.title()}: {self.kind} states", fontsize="medium")

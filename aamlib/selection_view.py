@@ -203,7 +203,7 @@ class SelectionView(RoundView):
     def figure(self) -> Figure:
         """The grid, and the chosen state's frames and policies."""
         shown = self.shown
-        figure = figures.new_figure(12, 4.8)
+        figure = figures.new_figure(12.0, 4.8)
         axes = figure.subplot_mosaic([["grid", "strip"], ["grid", "policy"]], width_ratios=(2, 1), height_ratios=(1, 2))
         for ax in axes.values():
             ax.set_anchor("N")
@@ -302,7 +302,7 @@ class SideBySide(View):
     def figure(self) -> Figure:
         """Both pictures, one above the other."""
         pictures = [view.figure() for view in (self.left, self.right)]
-        figure = figures.new_figure(12, sum(picture.get_figheight() for picture in pictures))
+        figure = figures.new_figure(12.0, sum(picture.get_figheight() for picture in pictures))
         for ax, picture in zip(figure.subplots(2, 1), pictures, strict=True):
             ax.imshow(figures.pixels(picture))
             ax.axis("off")

@@ -26,7 +26,7 @@ from aamlib.config import ConfigError, nearest
 def is_live() -> bool:
     """Whether widgets can be used: a notebook run by papermill or nbconvert cannot be asked for input."""
     kernel = getattr(get_ipython(), "kernel", None)
-    return bool(kernel) and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
+    return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
 
 
 def one_of(what: str, value: str, allowed: Sequence[str]) -> str:
