@@ -124,6 +124,8 @@ class ExpertView(View):
 
     @traitlets.observe("step", "played", "temperature")
     def _tell(self, _: Any = None) -> None:
+        if not self.played:
+            return
         game, q = self.recording, self.recording.q_values
         here = describe_q(q[self.step : self.step + 1], self.temperature).iloc[0]
         action = self.actions[game.actions[self.step]]

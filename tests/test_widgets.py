@@ -26,7 +26,7 @@ def runs():
 
 @pytest.fixture
 def view(runs, pong_expert):
-    return ExpertView("pong", pong_expert, "pong-bald", runs, steps=60, seed=1)
+    return ExpertView("pong", pong_expert, "pong-bald", runs, steps=60, seed=1, temperature=0.2)
 
 
 def controls(panel, name):
