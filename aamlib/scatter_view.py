@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from aamlib import figures
 from aamlib.plots import gif_bytes, mosaic
-from aamlib.selection_view import MEASURES, SHOWN, RoundView
+from aamlib.round_view import MEASURES, SHOWN, RoundView
 from aamlib.selections import score_names
 from aamlib.widgets import labelled, one_of, row
 

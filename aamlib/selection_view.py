@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,107 +15,18 @@ from aamlib import figures
 from aamlib.files import write_csv
 from aamlib.games import action_names
 from aamlib.plots import gif_bytes, mosaic, write_gif
-from aamlib.runs import Run
-from aamlib.selections import describe, rounds_of, score_names
+from aamlib.round_view import MEASURES, SHOWN, RoundView
+from aamlib.selections import score_names
 from aamlib.widgets import Picture, Plot, View, labelled, one_of, row
 
-SHOWN = 50  # states at once, as in the study's GIFs
-KINDS = {"queried by the run": "queried", "random, of the pool": "random"}
 AGREEMENT = ("all", "agree", "disagree", "costly mistake")
-MEASURES = ("q_gap", "q_range", "label_entropy", "regret", "aleatoric")
 _STUDY_NAMES = {"bald": "BALD", "variation_ratio": "var_ratio"}
-
-
-@functools.lru_cache(maxsize=8)
-def _read(run_dir: Path, number: int, temperature: float) -> pd.DataFrame:
-    return describe(Run(run_dir).selection(number), temperature)
 
 
 def gif_name(config: dict[str, Any]) -> str:
     """The study's name for the GIF of a run's selection, such as "train_AMN_BALD_perc_5.gif"."""
     function = config["acquisition"].replace(":", ".")
     return f"train_AMN_{_STUDY_NAMES.get(function, function)}_perc_{config['query_fraction'] * 100:g}.gif"
-
-
-class RoundView(View):
-    """What both views share: a run, a round of it, and which of its states.
-
-    Parameters
-    ----------
-    runs:
-        Runs by name, as `selections.find_runs` gives them.
-    run:
-        Name of the first one shown; None: the first.
-    number:
-        The round; None: the last recorded one.
-    kind:
-        "queried" (what the run asked about) or "random" (a sample of its pool).
-
-    Raises ConfigError for an unknown run or column, RunFolderError for a run without selections.
-    """
-
-    run = traitlets.Unicode()
-    round = traitlets.Int()
-    kind = traitlets.Enum(("queried", "random"), "queried")
-
-    def __init__(
-        self, runs: dict[str, Run], run: str | None = None, number: int | None = None, **settings: Any
-    ) -> None:
-        self.runs = runs
-        super().__init__()
-        self.run = one_of("run", run or next(iter(runs)), list(runs))
-        if number is not None:
-            self.round = number
-        for trait, value in settings.items():
-            setattr(self, trait, value)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The run's settings."""
-        return self.runs[self.run].config
-
-    @property
-    def rounds(self) -> list[int]:
-        """The rounds that can be shown."""
-        return rounds_of(self.runs[self.run])
-
-    @property
-    def states(self) -> pd.DataFrame:
-        """The round's recorded states of this kind, described."""
-        table = _read(self.runs[self.run].dir, self.round, self.config["temperature"])
-        return table[table["kind"] == self.kind].reset_index(drop=True)
-
-    @traitlets.observe("run")
-    def _keep_the_round(self, _: Any) -> None:
-        if self.round not in self.rounds:
-            self.round = self.rounds[-1]
-
-    @traitlets.validate("round")
-    def _nearest_round(self, proposal: Any) -> int:
-        return min(self.rounds, key=lambda number: abs(number - proposal["value"]))
-
-    def title(self) -> str:
-        """What is shown, in words."""
-        config = self.config
-        return f"{config['game']}, {config['acquisition']} on {config['query_fraction']:.0%}, round {self.round}"
-
-    def round_controls(self) -> list[ipywidgets.Widget]:
-        """Dropdowns and slider for run, round and kind."""
-        run = self.link("run", labelled(ipywidgets.Dropdown, "Run", 220, options=list(self.runs)))
-        slider = labelled(ipywidgets.SelectionSlider, "Round", 260, options=self.rounds, value=self.round)
-        kind = self.link("kind", labelled(ipywidgets.Dropdown, "States", 220, options=list(KINDS.items())))
-
-        def follow(_: Any) -> None:
-            if list(slider.options) != self.rounds:
-                number = self.round
-                slider.options = self.rounds  # which goes to the first
-                self.round = number
-            slider.value = self.round
-
-        slider.observe(lambda change: setattr(self, "round", change.new), "value")
-        self.observe(follow, ["run", "round"])
-        slider.add_class("aam-round")
-        return [run, slider, kind]
 
 
 class SelectionView(RoundView):

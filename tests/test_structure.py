@@ -29,6 +29,7 @@ ORDER = [
     "distill",
     "widgets",
     "expert_view",
+    "round_view",
     "selection_view",
     "scatter_view",
     "sample",
