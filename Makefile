@@ -12,7 +12,7 @@ RUN ?= $(CURDIR)/data/runs/$(PRESET)-$(GAME)-$(ACQUISITION)
 GRID ?= small
 BATCH ?= $(CURDIR)/data/runs/$(GRID)
 
-.PHONY: run batch test lab expert figures check format clean
+.PHONY: run batch test lab expert sample figures check format clean
 
 run: $(READY)  ## Watch a student learn: PRESET, GAME, ACQUISITION and RUN (the run's folder) can be set
 	@mkdir -p $(RUN)
@@ -37,6 +37,9 @@ expert: $(READY)  ## Train an expert for GAME and bundle it
 	$(BIN)/papermill notebooks/01_train_expert.ipynb data/runs/expert-$(GAME).ipynb -k python3 --no-progress-bar \
 		--stdout-file /dev/stdout --stderr-file /dev/stderr \
 		-p game $(GAME) -p output $(CURDIR)/data/experts/$(GAME).safetensors
+
+sample: $(READY)  ## Make the sample runs in data/sample/ again, with the bundled expert
+	$(BIN)/python -m aamlib.sample
 
 figures: $(READY)  ## Redraw everything in plots/ from data/results/
 	@mkdir -p data/runs

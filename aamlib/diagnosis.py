@@ -112,6 +112,7 @@ def record_selection(
         stacks = pool.read(ids[: len(kept)]).numpy()
         table = pd.DataFrame({"kind": kind, "state_id": ids.numpy(), **scores})
         table["expert_q"] = list(torch.cat(expert_q).numpy())
+        table["student_action"] = q.mean(dim=1).argmax(dim=1).numpy().astype(np.int16)
         table["frames"] = pd.Series([stacks[i].tobytes() for i in kept], dtype=object).reindex(table.index)
         table["q_samples"] = pd.Series([q[i].half().flatten().numpy() for i in kept], dtype=object).reindex(table.index)
         tables.append(table)

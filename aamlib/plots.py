@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator, 
 from PIL import Image
 
 from aamlib import stats
-from aamlib.files import replacing
+from aamlib.files import write_bytes
 
 LABELS = {
     "agent_steps": "agent steps (4 emulator frames each)",
@@ -281,20 +282,28 @@ def _rows(ax: Axes, table: pd.DataFrame) -> dict[Any, float]:
     return places
 
 
-def write_gif(
-    path: str | Path, stacks: np.ndarray, *, columns: int = 10, scale: int = 1, milliseconds: int = 250
-) -> Path:
-    """Write stacks of frames, uint8 (N, 4, 84, 84), as a grid in which each state runs through its four frames.
-
-    Atomic. Raises RunFolderError when it cannot be written.
-    """
+def mosaic(stacks: np.ndarray, columns: int = 10) -> np.ndarray:
+    """Stacks of frames, uint8 (N, 4, 84, 84), as a grid in which each state has its place, uint8 (4, H, W)."""
     n, frames, height, width = stacks.shape
     rows = -(-n // columns)
     grid = np.full((frames, rows * columns, height + 2, width + 2), 255, dtype=np.uint8)  # a white line between states
     grid[:, :n, 1:-1, 1:-1] = stacks.swapaxes(0, 1)
     grid = grid.reshape(frames, rows, columns, height + 2, width + 2).swapaxes(2, 3)  # (4, rows, H, columns, W)
-    images = [Image.fromarray(image.reshape(rows * (height + 2), -1)) for image in grid]
+    return grid.reshape(frames, rows * (height + 2), -1)
+
+
+def gif_bytes(stacks: np.ndarray, *, columns: int = 10, scale: int = 1, milliseconds: int = 250) -> bytes:
+    """A GIF of the `mosaic` of stacks of frames, uint8 (N, 4, 84, 84), that runs through each state's four frames."""
+    images = [Image.fromarray(image) for image in mosaic(stacks, columns)]
     images = [image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) for image in images]
-    with replacing(path) as temporary:
-        images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    buffer = io.BytesIO()
+    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    return buffer.getvalue()
+
+
+def write_gif(
+    path: str | Path, stacks: np.ndarray, *, columns: int = 10, scale: int = 1, milliseconds: int = 250
+) -> Path:
+    """Write `gif_bytes` atomically; returns the path. Raises RunFolderError when it cannot be written."""
+    write_bytes(path, gif_bytes(stacks, columns=columns, scale=scale, milliseconds=milliseconds))
     return Path(path)

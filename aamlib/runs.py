@@ -153,8 +153,9 @@ class Run:
         """The recorded states of a round, one row each.
 
         Columns: kind ("queried" or "random"), state_id, one `score_...` per acquisition function (float, its unit),
-        expert_q (A Q-values), and for the first `recorded_stacks` of each kind frames (uint8 (4, 84, 84)) and q_samples
-        (float32 (T, A)); None for the rest. Raises RunFolderError if the round recorded none.
+        expert_q (A Q-values), student_action (the best by its mean Q-value over the T passes), and for the first
+        `recorded_stacks` of each kind frames (uint8 (4, 84, 84)) and q_samples (float32 (T, A)); None for the rest.
+        Raises RunFolderError if the round recorded none.
         """
         path = self.dir / "selections" / f"{number:06d}.parquet"
         if not path.exists():

@@ -15,6 +15,19 @@ PARAMETERS = {
     "02_run_experiment": {*aamlib.ExperimentConfig.names(), "preset", "run_dir"},
     "03_run_batch": {"grid", "out", "dry_run", "measured", "side_by_side", "threads", "scheduler", "retries"},
     "04_compare_runs": {"runs", "select", "references", "figures"},
+    "05_expert_q_values": {
+        "game",
+        "expert",
+        "runs",
+        "student",
+        "seed",
+        "epsilon",
+        "steps",
+        "temperature",
+        "step",
+    },
+    "06_uncertain_frames": {"runs", "run", "other", "number", "sort", "exports"},
+    "07_entropy_versus_bald": {"runs", "run", "number", "color"},
 }
 
 

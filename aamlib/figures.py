@@ -1,0 +1,160 @@
+"""Figures of single states, of one game, and of what a run's functions chose; like `plots`, without torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from aamlib.plots import COLORS
+from aamlib.selections import COLUMNS, INDIFFERENT, describe_q
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+_ACTIONS = [_PALETTE[i] for i in (0, 1, 2, 4, 9, 7, 3, 5, 8, 6)]  # neighbours look unlike each other
+EXPERT, STUDENT, POOL = _PALETTE[0], _PALETTE[1], "0.35"
+SCORES = {
+    "entropy": "predictive entropy (nats)",
+    "bald": "BALD (nats)",
+    "variation_ratio": "variation ratio",
+    "random": "random score",
+}
+AXES = {
+    "q_gap": "Q-gap (best − second best)",
+    "q_range": "Q-range (best − worst)",
+    "label_entropy": "entropy of the expert's policy (nats)",
+    "regret": "regret (Q-value lost)",
+    "aleatoric": "expected entropy (nats)",
+    "costly": "costly mistake (1: yes)",
+    "indifferent": "expert indifferent (1: yes)",
+    "disagree": "student disagrees (1: yes)",
+}
+
+
+def axis_label(column: str) -> str:
+    """What a column of a described selection is called on an axis, with its unit."""
+    score = column.removeprefix("score_")
+    return SCORES.get(score, f"score of {score}") if column.startswith("score_") else AXES.get(column, COLUMNS[column])
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of its own, which pyplot does not keep; inches at 100 dots each."""
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure drawn, uint8 (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def to_png(picture: Figure | np.ndarray, scale: int = 1) -> bytes:
+    """PNG of a figure, or of pixels (H, W) or (H, W, 3) enlarged `scale` times; compressed for speed, not for size."""
+    image = Image.fromarray(pixels(picture) if isinstance(picture, Figure) else picture)
+    if scale > 1:
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def strip(stack: np.ndarray) -> np.ndarray:
+    """The four frames of a state, (4, 84, 84), side by side with a white line between them."""
+    return np.concatenate([np.pad(frame, 1, constant_values=255) for frame in stack], axis=1)
+
+
+def softmax(q_values: np.ndarray, temperature: float) -> np.ndarray:
+    """Policies softmax(Q / temperature) of Q-values (..., A)."""
+    shifted = np.exp((q_values - q_values.max(axis=-1, keepdims=True)) / temperature)
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def draw_timeline(axes: Iterable[Axes], q_values: np.ndarray, actions: Sequence[str]) -> None:
+    """Q-values (N, A) of each action over a game, and under them the Q-gap."""
+    above, below = axes
+    for i, (name, values) in enumerate(zip(actions, q_values.T, strict=True)):
+        color, style = _ACTIONS[i % len(_ACTIONS)], ("-", "--")[i // len(_ACTIONS) % 2]
+        above.plot(values, color=color, linestyle=style, linewidth=1, label=name)
+    above.set(ylabel="expert's Q-value", xlim=(0, len(q_values) - 1))
+    above.tick_params(labelbottom=False)
+    above.legend(ncols=9, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, frameon=False)
+    gap = describe_q(q_values, 1.0)["q_gap"]
+    below.fill_between(range(len(gap)), gap, color=EXPERT, linewidth=0, alpha=0.8)
+    below.set(ylabel="Q-gap", xlabel="agent step (4 emulator frames)", xlim=(0, len(q_values) - 1), ylim=(0, None))
+
+
+def draw_histogram(ax: Axes, q_values: np.ndarray, column: str, temperature: float) -> None:
+    """Distribution of q_gap, q_range or label_entropy over states with the expert's Q-values (N, A)."""
+    table, ceiling = describe_q(q_values, temperature), np.log(q_values.shape[1])
+    highest = ceiling if column == "label_entropy" else table[column].quantile(0.995)
+    span = (0.0, max(float(highest), 1e-6))
+    ax.hist(table[column].clip(*span), bins=40, range=span, color=EXPERT)
+    ax.set(xlabel=axis_label(column), xlim=span, ylabel="states")
+    if column == "label_entropy":
+        ax.axvline(INDIFFERENT * ceiling, color=STUDENT, linestyle="--")
+        share = table["indifferent"].mean()
+        ax.set_title(f"τ = {temperature:.3g}: {share:.1%} indifferent (right of the line)", fontsize="medium")
+
+
+def draw_policies(
+    ax: Axes,
+    actions: Sequence[str],
+    expert: np.ndarray,
+    student: np.ndarray | None = None,
+    samples: np.ndarray | None = None,
+) -> None:
+    """The policies of expert and student, (A,) each, as bars; the student's T dropout passes (T, A) as strips."""
+    y = np.arange(len(actions))
+    shift = 0.0 if student is None else 0.2
+    ax.barh(y - shift, expert, height=0.36, color=EXPERT, label="expert")
+    if student is not None:
+        ax.barh(y + shift, student, height=0.36, color=STUDENT, label="student, mean")
+    if samples is not None:
+        spread = np.linspace(-0.14, 0.14, len(samples))[:, None] + (y + shift)
+        ax.scatter(samples, spread, s=9, color="0.1", linewidth=0, zorder=3, label=f"its {len(samples)} passes")
+    ax.set(yticks=y, yticklabels=actions, xlim=(0, 1), xlabel="probability of the action")
+    ax.invert_yaxis()
+    ax.legend(fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2,
+              handlelength=1, columnspacing=1)  # fmt: skip
+
+
+def draw_scatter(ax: Axes, states: pd.DataFrame, color: str) -> None:
+    """Each state as a point, entropy against BALD, coloured by a column; missing values are left out."""
+    known = states.dropna(subset=[color])
+    values = known[color].astype(float)
+    points = ax.scatter(known["score_entropy"], known["score_bald"], c=values, s=7, cmap="cividis", linewidth=0,
+                        vmax=float(values.quantile(0.99)))  # fmt: skip
+    ax.set(xlabel="predictive entropy, total (nats)", ylabel="BALD, epistemic (nats)", xlim=(0, None), ylim=(0, None))
+    assert ax.figure is not None
+    ax.figure.colorbar(points, ax=ax, label=axis_label(color))
+
+
+def draw_rounds(ax: Axes, table: pd.DataFrame, column: str, by: str = "score") -> None:
+    """A column over the rounds, a line per function (or per pair of them); the whole pool is dotted."""
+    for i, (name, rows) in enumerate(table.dropna(subset=[column]).groupby(by, sort=False)):
+        color = POOL if name == "pool" else COLORS.get(str(name), _PALETTE[(i + 4) % len(_PALETTE)])
+        style = ":" if name == "pool" else "-"
+        ax.plot(rows["round"], rows[column], color=color, linestyle=style, marker="o", markersize=3, label=str(name))
+    ax.set_xlabel("round")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_decomposition(ax: Axes, table: pd.DataFrame, score: str) -> None:
+    """Mean total uncertainty of a function's choice (of `selections.choices`), split into its two parts, per round."""
+    rows = table[table["score"] == score]
+    ax.stackplot(rows["round"], rows["aleatoric"], rows["score_bald"], colors=[_PALETTE[9], _PALETTE[3]],
+                 labels=["aleatoric: expected entropy", "epistemic: BALD"])  # fmt: skip
+    ax.plot(rows["round"], rows["score_entropy"], color="0.1", linewidth=1.5, label="total: predictive entropy")
+    ax.set(title=f"chosen by {score}" if score != "pool" else "the whole pool", xlabel="round")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.margins(x=0)

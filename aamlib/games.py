@@ -1,0 +1,91 @@
+"""A game played once and kept, to look at it frame by frame, with the Q-values of who played and who watched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ale_py import ALEInterface, LoggerMode, roms
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from jaxtyping import Float32, Int64, UInt8
+from torch import nn
+
+from aamlib.atari import FRAMES_PER_STEP, env_seeds, play
+from aamlib.config import check_game
+from aamlib.experts import label
+from aamlib.networks import STACK_SHAPE
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The first N steps of a game: frames, what was done, and the player's Q-values."""
+
+    game: str
+    seed: int
+    frames: UInt8[np.ndarray, "N 84 84"]
+    q_values: Float32[np.ndarray, "N A"]
+    actions: Int64[np.ndarray, " N"]
+    rewards: Int64[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def stacks(self) -> UInt8[np.ndarray, "N 4 84 84"]:
+        """The states: each step's frame with the three before it, zeros before the game's start."""
+        before = STACK_SHAPE[0] - 1
+        padded = np.concatenate([np.zeros((before, *STACK_SHAPE[1:]), np.uint8), self.frames])
+        return np.stack([padded[i : i + len(self)] for i in range(before + 1)], axis=1)
+
+
+def record_game(policy: nn.Module, game: str, *, steps: int = 1000, epsilon: float = 0.05, seed: int = 0) -> Recording:
+    """Play the first `steps` agent steps of a game, epsilon-greedily.
+
+    Raises ConfigError for an unknown game.
+    """
+    played = list(play(policy, game, 1, epsilon, seed, max_frames=steps * FRAMES_PER_STEP))
+    return Recording(
+        game,
+        seed,
+        frames=np.stack([step.states[0, -1].numpy() for step in played]),
+        q_values=np.concatenate([step.q_values.numpy() for step in played]),
+        actions=np.concatenate([step.actions for step in played]),
+        rewards=np.concatenate([step.rewards for step in played]).astype(np.int64),
+    )
+
+
+def watch(policy: nn.Module, recording: Recording) -> Float32[np.ndarray, "N A"]:
+    """The Q-values of another network on the states of the recording, (N, A)."""
+    return label(policy, torch.from_numpy(recording.stacks())).numpy()
+
+
+def colour_frames(recording: Recording) -> UInt8[np.ndarray, "N 210 160 3"]:
+    """The game as the console showed it: the same seed and actions once more, in colour, (N, 210, 160, 3)."""
+    envs = AtariVectorEnv(
+        recording.game,
+        1,
+        max_num_frames_per_episode=FRAMES_PER_STEP * (len(recording) + 1),
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        grayscale=False,
+        img_height=210,
+        img_width=160,
+        stack_num=1,
+    )
+    observations, _ = envs.reset(seed=env_seeds(recording.seed, "play", 1))
+    frames = []
+    for action in recording.actions:
+        frames.append(observations[0, 0].copy())
+        observations, *_ = envs.step(np.array([action]))
+    envs.close()
+    return np.stack(frames)
+
+
+def action_names(game: str) -> list[str]:
+    """What the A actions of a game do, such as "NOOP" or "RIGHTFIRE". Raises ConfigError for an unknown game."""
+    ALEInterface.setLoggerMode(LoggerMode.Error)  # it would greet on stderr
+    rom = roms.get_rom_path(check_game(game))
+    assert rom is not None
+    ale = ALEInterface()
+    ale.loadROM(rom)
+    return [action.name for action in ale.getMinimalActionSet()]

@@ -1,0 +1,105 @@
+"""What the views of recorded selections share: a run, a round of it, and which of its states."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import pandas as pd
+import traitlets
+
+from aamlib.runs import Run
+from aamlib.selections import describe, rounds_of
+from aamlib.widgets import View, labelled, one_of
+
+SHOWN = 50  # states at once, as in the study's GIFs
+MEASURES = ("q_gap", "q_range", "label_entropy", "regret", "aleatoric")
+KINDS = {"queried by the run": "queried", "random, of the pool": "random"}
+
+
+@functools.lru_cache(maxsize=8)
+def _read(run_dir: Path, number: int, temperature: float) -> pd.DataFrame:
+    return describe(Run(run_dir).selection(number), temperature)
+
+
+class RoundView(View):
+    """What both views share: a run, a round of it, and which of its states.
+
+    Parameters
+    ----------
+    runs:
+        Runs by name, as `selections.find_runs` gives them.
+    run:
+        Name of the first one shown; None: the first.
+    number:
+        The round; None: the last recorded one.
+    kind:
+        "queried" (what the run asked about) or "random" (a sample of its pool).
+
+    Raises ConfigError for an unknown run or column, RunFolderError for a run without selections.
+    """
+
+    run = traitlets.Unicode()
+    round = traitlets.Int()
+    kind = traitlets.Enum(("queried", "random"), "queried")
+
+    def __init__(
+        self, runs: dict[str, Run], run: str | None = None, number: int | None = None, **settings: Any
+    ) -> None:
+        self.runs = runs
+        super().__init__()
+        self.run = one_of("run", run or next(iter(runs)), list(runs))
+        if number is not None:
+            self.round = number
+        for trait, value in settings.items():
+            setattr(self, trait, value)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's settings."""
+        return self.runs[self.run].config
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds that can be shown."""
+        return rounds_of(self.runs[self.run])
+
+    @property
+    def states(self) -> pd.DataFrame:
+        """The round's recorded states of this kind, described."""
+        table = _read(self.runs[self.run].dir, self.round, self.config["temperature"])
+        return table[table["kind"] == self.kind].reset_index(drop=True)
+
+    @traitlets.observe("run")
+    def _keep_the_round(self, _: Any) -> None:
+        if self.round not in self.rounds:
+            self.round = self.rounds[-1]
+
+    @traitlets.validate("round")
+    def _nearest_round(self, proposal: Any) -> int:
+        return min(self.rounds, key=lambda number: abs(number - proposal["value"]))
+
+    def title(self) -> str:
+        """What is shown, in words."""
+        config = self.config
+        return f"{config['game']}, {config['acquisition']} on {config['query_fraction']:.0%}, round {self.round}"
+
+    def round_controls(self) -> list[ipywidgets.Widget]:
+        """Dropdowns and slider for run, round and kind."""
+        run = self.link("run", labelled(ipywidgets.Dropdown, "Run", 220, options=list(self.runs)))
+        slider = labelled(ipywidgets.SelectionSlider, "Round", 260, options=self.rounds, value=self.round)
+        kind = self.link("kind", labelled(ipywidgets.Dropdown, "States", 220, options=list(KINDS.items())))
+
+        def follow(_: Any) -> None:
+            if list(slider.options) != self.rounds:
+                number = self.round
+                slider.options = self.rounds  # which goes to the first
+                self.round = number
+            slider.value = self.round
+
+        slider.observe(lambda change: setattr(self, "round", change.new), "value")
+        self.observe(follow, ["run", "round"])
+        slider.add_class("aam-round")
+        return [run, slider, kind]

@@ -1,0 +1,117 @@
+"""The view of entropy beside BALD: a round's states as points that are linked with their frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets
+import jscatter
+import numpy as np
+import pandas as pd
+import traitlets
+from matplotlib.figure import Figure
+
+from aamlib import figures
+from aamlib.plots import gif_bytes, mosaic
+from aamlib.round_view import MEASURES, SHOWN, RoundView
+from aamlib.selections import score_names
+from aamlib.widgets import labelled, one_of, row
+
+
+class ScatterView(RoundView):
+    """Recorded states as points, entropy against BALD, coloured by a column; those picked with the lasso show frames.
+
+    Traits beside `RoundView`'s: color (a column), picked (positions in `states`, by lasso or click).
+    """
+
+    kind = traitlets.Enum(("queried", "random"), "random")
+    color = traitlets.Unicode("q_gap")
+    picked = traitlets.Tuple()
+
+    @property
+    def colorable(self) -> list[str]:
+        """Columns to colour by."""
+        scores = [f"score_{name}" for name in score_names(self.states)]
+        return [*MEASURES, "indifferent", "costly", "disagree", *scores]
+
+    @traitlets.validate("color")
+    def _known_column(self, proposal: Any) -> str:
+        return one_of("column", proposal["value"], self.colorable)
+
+    @traitlets.observe("run", "round", "kind")
+    def _other_states(self, _: Any) -> None:
+        self.picked = ()
+
+    @traitlets.observe("run", "round", "kind", "picked")
+    def _tell(self, _: Any = None) -> None:
+        states = self.states
+        chosen = states.iloc[list(self.picked)] if self.picked else states
+        self.readout = (
+            f"{len(chosen):,} of {len(states):,} states{'' if self.picked else ' (draw a lasso to pick some)'}: "
+            f"{chosen['indifferent'].mean():.1%} expert-indifferent, {chosen['costly'].mean():.1%} costly mistakes, "
+            f"mean Q-gap {chosen['q_gap'].mean():.3f}; {chosen['frames'].notna().sum()} with frames"
+        )
+
+    def points(self) -> pd.DataFrame:
+        """The states as points: entropy, BALD and shade, the column to colour by (0 where it is missing)."""
+        states = self.states
+        shade = states[self.color].astype("Float64").fillna(0).astype(float)
+        return pd.DataFrame({"entropy": states["score_entropy"], "BALD": states["score_bald"], "shade": shade})
+
+    def stacks(self) -> np.ndarray:
+        """Frames of up to 50 of the picked states (of all, when none is picked), uint8 (N, 4, 84, 84)."""
+        states = self.states.iloc[list(self.picked)] if self.picked else self.states
+        frames = states["frames"].dropna().iloc[:SHOWN]
+        return np.stack(frames.to_list()) if len(frames) else np.full((1, 4, 84, 84), 255, np.uint8)
+
+    def figure(self) -> Figure:
+        """The points, and frames of picked states."""
+        figure = figures.new_figure(12.0, 4.8)
+        left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+        figures.draw_scatter(left, self.states, self.color)
+        left.set_title(f"{self.title()}: {self.kind} states", fontsize="medium")
+        right.imshow(mosaic(self.stacks(), 7)[-1], cmap="gray", vmin=0, vmax=255)
+        right.set_title("picked states" if self.picked else "some of them", fontsize="medium", loc="left")
+        right.set_anchor("NW")
+        right.axis("off")
+        return figure
+
+    def make_panel(self) -> ipywidgets.Widget:
+        """Controls, the linked points and the frames."""
+        names = [(figures.axis_label(column), column) for column in self.colorable]
+        color = self.link("color", labelled(ipywidgets.Dropdown, "Colour", 330, options=names))
+        motion = ipywidgets.Image(format="gif", layout={"max_width": "100%"}).add_class("aam-motion")
+
+        scatter = jscatter.Scatter(data=self.points(), x="entropy", y="BALD", height=430, width=580)
+        scatter.axes(True, grid=True, labels=["predictive entropy, total (nats)", "BALD, epistemic (nats)"])
+        scatter.size(default=4)
+        scatter.opacity(default=0.8)
+        scatter.background("white")
+        scatter.mouse(mode="lasso")
+        scatter.legend(True)
+
+        def shade(_: Any = None) -> None:
+            values = self.points()["shade"]
+            low, high = float(values.min()), float(values.quantile(0.99))
+            scatter.data(self.points())
+            scatter.color(by="shade", map="cividis", norm=(low, high if high > low else low + 1.0))
+
+        def show_points(_: Any = None) -> None:
+            points = self.points()
+            scatter.selection([])
+            shade()
+            scatter.x(scale=(0.0, float(points["entropy"].max())))
+            scatter.y(scale=(0.0, max(float(points["BALD"].max()), 1e-6)))
+            show_frames()
+
+        def show_frames(_: Any = None) -> None:
+            motion.value = gif_bytes(self.stacks(), columns=6)
+
+        scatter.widget.observe(lambda change: setattr(self, "picked", tuple(int(i) for i in change.new)), "selection")
+        self.observe(show_points, ["run", "round", "kind"])
+        self.observe(shade, ["color"])
+        self.observe(show_frames, ["picked"])
+        show_points()
+        self._tell()
+        view = ipywidgets.Box([scatter.show()], layout={"width": "600px"}).add_class("aam-points")
+        return ipywidgets.VBox([row(*self.round_controls(), color), self.readout_line(), row(view, motion)])

@@ -1,0 +1,219 @@
+"""The view of recorded selections: the frames that a round chose, alone or beside those of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import traitlets
+from matplotlib.figure import Figure
+
+from aamlib import figures
+from aamlib.files import write_csv
+from aamlib.games import action_names
+from aamlib.plots import gif_bytes, mosaic, write_gif
+from aamlib.round_view import MEASURES, SHOWN, RoundView
+from aamlib.selections import score_names
+from aamlib.widgets import Picture, Plot, View, labelled, one_of, row
+
+AGREEMENT = ("all", "agree", "disagree", "costly mistake")
+_STUDY_NAMES = {"bald": "BALD", "variation_ratio": "var_ratio"}
+
+
+def gif_name(config: dict[str, Any]) -> str:
+    """The study's name for the GIF of a run's selection, such as "train_AMN_BALD_perc_5.gif"."""
+    function = config["acquisition"].replace(":", ".")
+    return f"train_AMN_{_STUDY_NAMES.get(function, function)}_perc_{config['query_fraction'] * 100:g}.gif"
+
+
+class SelectionView(RoundView):
+    """A grid of recorded states, sorted and filtered; the one that is clicked is shown with both policies.
+
+    Only states whose frames were recorded can be shown; percentiles are over all recorded states of the kind.
+
+    Traits beside `RoundView`'s: sort (a column: "score_bald", "q_gap", ...), descending, gaps (Q-gap from, to),
+    percentiles (of the sorted column, from, to), agreement (one of `AGREEMENT`), position (of the state in the grid),
+    columns (of the grid), folder (for exports).
+    """
+
+    sort = traitlets.Unicode("score_bald")
+    descending = traitlets.Bool(True)
+    gaps = traitlets.Tuple((0.0, float("inf")))
+    percentiles = traitlets.Tuple((0, 100))
+    agreement = traitlets.Enum(AGREEMENT, "all")
+    position = traitlets.Int(0, min=0)
+    columns = traitlets.Int(10, min=1)
+    folder = traitlets.Instance(Path, args=(".",))
+
+    @property
+    def sortable(self) -> list[str]:
+        """Columns to sort by."""
+        return [*(f"score_{name}" for name in score_names(self.states)), *MEASURES]
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The states in the grid, in its order; at most 50."""
+        states = self.states
+        keep = states["frames"].notna() & states["q_gap"].between(*self.gaps)
+        if self.percentiles != (0, 100):
+            low, high = self.percentiles
+            keep &= states[self.sort].rank(pct=True, method="first").mul(100).between(low, high)
+        if self.agreement == "costly mistake":
+            keep &= states["costly"].fillna(False).astype(bool)
+        elif self.agreement != "all":
+            keep &= states["disagree"].fillna(False).astype(bool) == (self.agreement == "disagree")
+        return states[keep].sort_values(self.sort, ascending=not self.descending).head(SHOWN)
+
+    @traitlets.validate("sort")
+    def _known_column(self, proposal: Any) -> str:
+        return one_of("column", proposal["value"], self.sortable)
+
+    @traitlets.observe("run", "round", "kind", "sort", "descending", "gaps", "percentiles", "agreement", "position")
+    def _tell(self, _: Any = None) -> None:
+        shown = self.shown
+        if shown.empty:
+            self.readout = "No state with recorded frames passes the filters."
+            return
+        state = shown.iloc[min(self.position, len(shown) - 1)]
+        self.readout = (
+            f"{len(shown)} states, {shown['indifferent'].mean():.0%} expert-indifferent, "
+            f"{shown['costly'].mean():.0%} costly mistakes, mean Q-gap {shown['q_gap'].mean():.3f}. "
+            f"State {state['state_id']}: entropy {state['score_entropy']:.2f}, BALD {state['score_bald']:.3f} nats, "
+            f"Q-gap {state['q_gap']:.3f}, regret {state['regret']:.3f}"
+        )
+
+    def export(self) -> tuple[Path, Path]:
+        """Write the shown states as the study's GIF, and as CSV; returns both paths.
+
+        Raises ValueError when nothing is shown, RunFolderError when they cannot be written.
+        """
+        shown = self.shown
+        if shown.empty:
+            raise ValueError("no state passes the filters, so there is nothing to export; widen them.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        gif = write_gif(self.folder / gif_name(self.config), np.stack(shown["frames"].to_list()))
+        table = shown.drop(columns=["frames", "q_samples", "expert_q"]).assign(run=self.run, round=self.round)
+        write_csv(gif.with_suffix(".csv"), table)
+        return gif, gif.with_suffix(".csv")
+
+    def grid(self, shown: pd.DataFrame) -> np.ndarray:
+        """The newest frame of each shown state, in rows."""
+        stacks = np.stack(shown["frames"].to_list()) if len(shown) else np.full((1, 4, 84, 84), 255, np.uint8)
+        return mosaic(stacks, self.columns)[-1]
+
+    def policies(self, state: pd.Series) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+        """The actions' names, and the policies of expert (A,), student's mean (A,) and passes (T, A)."""
+        tau = self.config["temperature"]
+        passes = figures.softmax(state["q_samples"], tau)
+        return action_names(self.config["game"]), figures.softmax(state["expert_q"], tau), passes.mean(axis=0), passes
+
+    def figure(self) -> Figure:
+        """The grid, and the chosen state's frames and policies."""
+        shown = self.shown
+        figure = figures.new_figure(12.0, 4.8)
+        axes = figure.subplot_mosaic([["grid", "strip"], ["grid", "policy"]], width_ratios=(2, 1), height_ratios=(1, 2))
+        for ax in axes.values():
+            ax.set_anchor("N")
+        axes["grid"].imshow(self.grid(shown), cmap="gray", vmin=0, vmax=255)
+        axes["grid"].set_title(f"{self.title()}: {self.kind} states by {self.sort}", fontsize="medium")
+        for name in ("grid", "strip"):
+            axes[name].axis("off")
+        if len(shown):
+            position = min(self.position, len(shown) - 1)
+            state = shown.iloc[position]
+            axes["strip"].imshow(figures.strip(state["frames"]), cmap="gray", vmin=0, vmax=255)
+            axes["strip"].set_title(f"state {state['state_id']}, place {position + 1}", fontsize="medium")
+            figures.draw_policies(axes["policy"], *self.policies(state))
+        return figure
+
+    def make_panel(self) -> ipywidgets.Widget:
+        """Controls, the grid, and the chosen state."""
+        names = [(figures.axis_label(column), column) for column in self.sortable]
+        sort = self.link("sort", labelled(ipywidgets.Dropdown, "Sort by", 330, options=names))
+        descending = self.link("descending", labelled(ipywidgets.Checkbox, "highest first", 120, indent=False))
+        agreement = self.link("agreement", labelled(ipywidgets.Dropdown, "Student", 190, options=AGREEMENT))
+        percentiles = self.link(
+            "percentiles", labelled(ipywidgets.IntRangeSlider, "Percentile", 300, min=0, max=100, value=(0, 100))
+        )
+        top = float(np.ceil(10 * self.states["q_gap"].max()) / 10)
+        gaps = labelled(ipywidgets.FloatRangeSlider, "Q-gap", 300, min=0, max=top, step=0.01, value=(0, top))
+        save = ipywidgets.Button(description="Save GIF and CSV", icon="save").add_class("aam-save")
+        saved = ipywidgets.HTML().add_class("aam-saved")
+        grid = Picture().add_class("aam-grid")
+        motion = ipywidgets.Image(format="gif", layout={"width": "252px", "height": "252px"}).add_class("aam-motion")
+        policy, plot = ipywidgets.Image(layout={"max_width": "100%"}).add_class("aam-policy"), Plot(4.4, 3.2)
+
+        def show_state(_: Any = None) -> None:
+            shown = self.shown
+            if shown.empty:
+                grid.mark = [0.0] * 4
+                return
+            position = min(self.position, len(shown) - 1)
+            columns, rows = self.columns, -(-len(shown) // self.columns)
+            grid.mark = [position % columns / columns, position // columns / rows, 1 / columns, 1 / rows]
+            state = shown.iloc[position]
+            motion.value = gif_bytes(state["frames"][None], columns=1, scale=3)
+            policy.value = plot.draw(figures.draw_policies, *self.policies(state))
+
+        def show_states(_: Any = None) -> None:
+            grid.png = figures.to_png(self.grid(self.shown))
+            show_state()
+
+        def pick(change: Any) -> None:
+            x, y = change.new
+            rows = -(-len(self.shown) // self.columns)
+            self.position = int(x * self.columns) + self.columns * int(y * rows)
+
+        def export(_: Any) -> None:
+            try:
+                saved.value = "saved " + " and ".join(str(path) for path in self.export())
+            except (ValueError, RuntimeError) as problem:
+                saved.value = f"<span style='color: #b00020'>{problem}</span>"
+
+        gaps.observe(lambda change: setattr(self, "gaps", (change.new[0], _open_end(change.new[1], top))), "value")
+        gaps.add_class("aam-gaps")
+        grid.observe(pick, "clicked")
+        save.on_click(export)
+        self.observe(show_state, ["position"])
+        self.observe(show_states, ["run", "round", "kind", "sort", "descending", "gaps", "percentiles", "agreement"])
+        show_states()
+        self._tell()
+        return ipywidgets.VBox(
+            [
+                row(*self.round_controls(), sort, descending),
+                row(gaps, percentiles, agreement, save),
+                saved,
+                self.readout_line(),
+                row(grid, ipywidgets.VBox([motion, policy])),
+            ]
+        )
+
+
+def _open_end(value: float, top: float) -> float:
+    return float("inf") if value >= top else value
+
+
+class SideBySide(View):
+    """Two views beside each other: two runs, two rounds, or two functions on one pool."""
+
+    def __init__(self, left: View, right: View) -> None:
+        super().__init__()
+        self.left, self.right = left, right
+
+    def make_panel(self) -> ipywidgets.Widget:
+        """Both panels, half the page each."""
+        for view in (self.left, self.right):
+            view.panel.layout.width = "50%"
+        return ipywidgets.HBox([self.left.panel, self.right.panel])
+
+    def figure(self) -> Figure:
+        """Both pictures, one above the other."""
+        pictures = [view.figure() for view in (self.left, self.right)]
+        figure = figures.new_figure(12.0, sum(picture.get_figheight() for picture in pictures))
+        for ax, picture in zip(figure.subplots(2, 1), pictures, strict=True):
+            ax.imshow(figures.pixels(picture))
+            ax.axis("off")
+        return figure

@@ -1,0 +1,189 @@
+"""What recorded selections tell: tables in, tables out, on the states that `Run.selection` gives.
+
+The functions are compared on the round's random sample of the pool: each would have asked about the share
+`query_fraction` of it that it scores highest, whichever of them the run itself used.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from aamlib.files import RunFolderError
+from aamlib.runs import Run
+
+INDIFFERENT = 0.95  # of the highest entropy, ln A
+
+# What `describe` adds to a selection, with units.
+COLUMNS = {
+    "q_gap": "Q-gap: the expert's best Q-value minus its second best",
+    "q_range": "Q-range: the expert's best Q-value minus its worst",
+    "label_entropy": "entropy of the label, softmax(Q_expert / tau), nats",
+    "indifferent": "whether the label's entropy is above 0.95 ln A",
+    "aleatoric": "expected entropy, score_entropy - score_bald, nats",
+    "expert_action": "the expert's greedy action",
+    "disagree": "whether the student's greedy action is another one",
+    "regret": "the expert's best Q-value minus its Q-value of the student's action",
+    "costly": "whether that is more than tau: a costly mistake",
+}
+
+
+def score_names(selection: pd.DataFrame) -> list[str]:
+    """The functions whose scores a selection holds, such as "bald"."""
+    names = selection.columns.astype(str)
+    return [name.removeprefix("score_") for name in names if name.startswith("score_")]
+
+
+def label_entropy(q_values: np.ndarray, temperature: float) -> np.ndarray:
+    """Entropy of softmax(Q / temperature), nats, (N,), of Q-values (N, A); between 0 and ln A."""
+    logits = (q_values - q_values.max(axis=1, keepdims=True)).astype(np.float64) / temperature
+    log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return -(np.exp(logits - log_sum) * (logits - log_sum)).sum(axis=1)
+
+
+def describe_q(q_values: np.ndarray, temperature: float) -> pd.DataFrame:
+    """The first four of `COLUMNS`, one row per state, from the expert's Q-values (N, A)."""
+    ordered = np.sort(q_values, axis=1)
+    entropy = label_entropy(q_values, temperature)
+    return pd.DataFrame(
+        {
+            "q_gap": ordered[:, -1] - ordered[:, -2],
+            "q_range": ordered[:, -1] - ordered[:, 0],
+            "label_entropy": entropy,
+            "indifferent": entropy > INDIFFERENT * np.log(q_values.shape[1]),
+        }
+    )
+
+
+def describe(selection: pd.DataFrame, temperature: float) -> pd.DataFrame:
+    """The selection with `COLUMNS` added; regret, disagree and costly are missing where the action is not known.
+
+    The student's greedy action is the best by its mean Q-value over the T passes. A run that did not record it yet
+    kept the passes of some states, and only those are judged.
+    """
+    expert_q = np.stack(selection["expert_q"].to_list())
+    table = selection.reset_index(drop=True).assign(**describe_q(expert_q, temperature))
+    if "student_action" not in table:
+        table["student_action"] = table["q_samples"].map(lambda q: q.mean(axis=0).argmax(), na_action="ignore")
+    table["student_action"] = table["student_action"].astype("Int64")
+    table["aleatoric"] = table["score_entropy"] - table["score_bald"]
+    table["expert_action"] = expert_q.argmax(axis=1)
+    table["disagree"] = table["student_action"] != table["expert_action"]
+    known = table["student_action"].notna()
+    chosen = expert_q[known, table.loc[known, "student_action"].astype(int)]
+    table.loc[known, "regret"] = expert_q[known].max(axis=1) - chosen
+    table["costly"] = (table["regret"] > temperature).astype("boolean").where(known)
+    return table
+
+
+def rounds_of(run: Run) -> list[int]:
+    """The rounds whose selection is recorded. Raises RunFolderError if none is."""
+    rounds = sorted(int(path.stem) for path in (run.dir / "selections").glob("*.parquet"))
+    if not rounds:
+        raise RunFolderError(f"{run.dir} holds no recorded selection; give the folder of a run of at least one round.")
+    return rounds
+
+
+def find_runs(roots: Sequence[str | Path]) -> dict[str, Run]:
+    """Runs with recorded selections in or below the folders, by name: the folder's, longer where two are alike.
+
+    Raises RunFolderError if there is none.
+    """
+    folders = {path.parent.parent.absolute() for root in roots for path in Path(root).rglob("selections/*.parquet")}
+    if not folders:
+        raise RunFolderError(
+            f"no run with recorded selections below {' or '.join(map(str, roots))}; give a folder that holds run "
+            "folders (with selections/ in each)."
+        )
+    names = [folder.name for folder in folders]
+    named = {folder.name if names.count(folder.name) == 1 else str(folder): Run(folder) for folder in folders}
+    return dict(sorted(named.items()))
+
+
+def all_rounds(run: Run) -> pd.DataFrame:
+    """Every recorded state of every round, described, with its `round`; without frames and samples."""
+    tables = [
+        describe(run.selection(number), run.config["temperature"])
+        .drop(columns=["frames", "q_samples", "expert_q"])
+        .assign(round=number)
+        for number in rounds_of(run)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def would_ask(sample: pd.DataFrame, score: str, fraction: float) -> pd.Series:
+    """Whether the function would ask about each state of a pool sample: the share `fraction` with the highest scores.
+
+    Ties at the cut fall by the recorded uniformly random score.
+    """
+    order = sample.sort_values([f"score_{score}", "score_random"], ascending=False).index
+    return pd.Series(sample.index.isin(order[: max(1, round(fraction * len(sample)))]), index=sample.index)
+
+
+def choices(states: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    """What each function would have asked about, per round: the means of its states.
+
+    Returns columns round, score (function, or "pool" for all), indifferent, costly and disagree (shares), q_gap,
+    label_entropy, score_entropy, score_bald and aleatoric (means). `states` is as `all_rounds`.
+    """
+    columns = [
+        "indifferent", "costly", "disagree", "q_gap", "label_entropy", "score_entropy", "score_bald", "aleatoric",
+    ]  # fmt: skip
+    rows = []
+    for number, sample in states.query("kind == 'random'").groupby("round"):
+        asked = {score: sample[would_ask(sample, score, fraction)] for score in score_names(states)}
+        for score, chosen in {**asked, "pool": sample}.items():
+            means = chosen[columns].astype("Float64").mean().astype(float)
+            rows.append({"round": number, "score": score, **means})
+    return pd.DataFrame(rows)
+
+
+def agreement(states: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    """How alike any two functions are, per round: columns round, pair, overlap and rank_correlation.
+
+    overlap: share of one choice that is in the other too; chance gives `fraction`. rank_correlation: Spearman's, over
+    the whole sample of the pool; missing where a score is the same for all states.
+    """
+    rows = []
+    for number, sample in states.query("kind == 'random'").groupby("round"):
+        ranks = sample.filter(like="score_").corr(method="spearman")
+        asked = {score: would_ask(sample, score, fraction) for score in score_names(states)}
+        for first, second in itertools.combinations(asked, 2):
+            overlap = (asked[first] & asked[second]).sum() / asked[first].sum()
+            correlation = ranks.loc[f"score_{first}", f"score_{second}"]
+            rows.append({"round": number, "pair": f"{first} · {second}", "overlap": overlap,
+                         "rank_correlation": correlation})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def auroc(positive: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve: how often a positive scores above a negative, ties counting half.
+
+    By ranks (Mann & Whitney 1947). positive: bool (N,); scores: float (N,). NaN without positives or negatives.
+    """
+    positive = np.asarray(positive, dtype=bool)
+    n_positive, n_negative = positive.sum(), (~positive).sum()
+    if n_positive == 0 or n_negative == 0:
+        return float("nan")
+    ranks = pd.Series(scores).rank().to_numpy()
+    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def was_right(states: pd.DataFrame) -> pd.DataFrame:
+    """AUROC of each score against costly mistakes, on the pool's random sample.
+
+    Returns columns round, score, auroc, states and costly (how many of them); states whose action is not known are
+    left out.
+    """
+    rows = []
+    for number, sample in states.query("kind == 'random'").dropna(subset=["costly"]).groupby("round"):
+        costly = sample["costly"].to_numpy(dtype=bool)
+        for score in score_names(states):
+            value = auroc(costly, sample[f"score_{score}"].to_numpy())
+            rows.append({"round": number, "score": score, "auroc": value, "states": len(sample),
+                         "costly": int(costly.sum())})  # fmt: skip
+    return pd.DataFrame(rows, columns=["round", "score", "auroc", "states", "costly"])

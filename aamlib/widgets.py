@@ -1,0 +1,135 @@
+"""What the notebooks' views are made of: each keeps its state in traits, and shows it as controls where these work.
+
+The views are in `expert_view`, `selection_view` and `scatter_view`.
+
+A view is the last line of a cell. In JupyterLab it shows `panel`, live widgets; papermill and nbconvert, where no one
+can turn a knob, get `figure()`, a still picture of the same state. All can be set from code too: `view.step = 5`.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anywidget
+import ipywidgets
+import traitlets
+from IPython.core.getipython import get_ipython
+from matplotlib.figure import Figure
+
+from aamlib import figures
+from aamlib.config import ConfigError, nearest
+
+
+def is_live() -> bool:
+    """Whether widgets can be used: a notebook run by papermill or nbconvert cannot be asked for input."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
+
+
+def one_of(what: str, value: str, allowed: Sequence[str]) -> str:
+    """The value. Raises ConfigError for one that is not allowed, naming the nearest."""
+    if value not in allowed:
+        raise ConfigError(f"unknown {what} {value!r}; {nearest(value, allowed)}")
+    return value
+
+
+class View(traitlets.HasTraits):
+    """What all views share: `panel`, the live controls; `figure()`, the still picture; `readout`, the numbers."""
+
+    readout = traitlets.Unicode()
+
+    @functools.cached_property
+    def panel(self) -> ipywidgets.Widget:
+        """The live widgets, linked to this view's traits; made when they are first needed."""
+        return self.make_panel()
+
+    def make_panel(self) -> ipywidgets.Widget:
+        """Build the live widgets."""
+        raise NotImplementedError
+
+    def figure(self) -> Figure:
+        """A still picture of the present state."""
+        raise NotImplementedError
+
+    def link(self, trait: str, widget: ipywidgets.Widget) -> Any:
+        """Tie a trait to a control, which also gets the trait's name as a class for styles and tests."""
+        traitlets.link((self, trait), (widget, "value"))
+        widget.add_class(f"aam-{trait}")
+        return widget
+
+    def readout_line(self) -> ipywidgets.Widget:
+        """The numbers as a line of text."""
+        line = ipywidgets.HTML()
+        traitlets.dlink((self, "readout"), (line, "value"))
+        return line.add_class("aam-readout")
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        still = {"image/png": base64.b64encode(figures.to_png(self.figure())).decode(), "text/plain": self.readout}
+        return {**still, **self.panel._repr_mimebundle_()} if is_live() else still
+
+
+class Picture(anywidget.AnyWidget):
+    """A picture that can be clicked, with a mark on it; places are fractions of its width and height from the top."""
+
+    png = traitlets.Bytes().tag(sync=True)
+    mark = traitlets.List(traitlets.Float(), [0.0, 0.0, 0.0, 0.0]).tag(sync=True)  # x, y, width, height
+    clicked = traitlets.List(traitlets.Float(), []).tag(sync=True)  # x, y
+    _esm = """
+    export default {
+      render({ model, el }) {
+        const frame = el.appendChild(document.createElement("div"));
+        const image = frame.appendChild(document.createElement("img"));
+        const mark = frame.appendChild(document.createElement("div"));
+        frame.style.cssText = "position: relative; width: fit-content; max-width: 100%; line-height: 0";
+        image.style.cssText = "max-width: 100%; cursor: pointer";
+        mark.style.cssText = "position: absolute; pointer-events: none; outline: 2px solid #d55e00";
+        const draw = () => {
+          URL.revokeObjectURL(image.src);
+          image.src = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
+        };
+        const place = () => ["left", "top", "width", "height"].forEach((side, i) => {
+          mark.style[side] = `${100 * model.get("mark")[i]}%`;
+          mark.hidden = model.get("mark")[3] == 0;
+        });
+        image.addEventListener("click", (event) => {
+          model.set("clicked", [event.offsetX / image.clientWidth, event.offsetY / image.clientHeight]);
+          model.save_changes();
+        });
+        model.on("change:png", draw);
+        model.on("change:mark", place);
+        draw();
+        place();
+      },
+    };
+    """
+
+
+class Plot:
+    """One Axes drawn again and again: laid out by the first drawing only, which makes the next ones fast."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.figure = figures.new_figure(width, height)
+        self.ax = self.figure.subplots()
+
+    def draw(self, function: Callable[..., None], *args: Any) -> bytes:
+        """PNG of what `function(ax, *args)` draws."""
+        self.ax.clear()
+        function(self.ax, *args)
+        png = figures.to_png(self.figure)
+        self.figure.set_layout_engine("none")
+        return png
+
+
+def labelled(widget: type[ipywidgets.Widget], description: str, width: int = 200, **settings: Any) -> Any:
+    """A control with its description, as wide as told (pixels)."""
+    return widget(
+        description=description, layout={"width": f"{width}px"}, style={"description_width": "initial"}, **settings
+    )
+
+
+def row(*widgets: ipywidgets.Widget) -> ipywidgets.Box:
+    """Widgets side by side, on a new line where the page is too narrow."""
+    return ipywidgets.Box(widgets, layout={"display": "flex", "flex_flow": "row wrap", "align_items": "flex-start"})

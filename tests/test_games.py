@@ -1,0 +1,44 @@
+"""A recording is the game: frame by frame, and again in colour."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import aamlib
+from aamlib import games
+from aamlib.atari import play
+
+
+@pytest.fixture(scope="module")
+def recording(pong_expert):
+    return games.record_game(aamlib.load_expert(pong_expert), "pong", steps=40, seed=3)
+
+
+def test_states_and_q_values_are_those_of_the_game(recording, pong_expert):
+    expert = aamlib.load_expert(pong_expert)
+    played = list(play(expert, "pong", 1, 0.05, 3, max_frames=160))
+    assert len(recording) == len(played) == 40
+    np.testing.assert_array_equal(recording.stacks(), np.concatenate([step.states.numpy() for step in played]))
+    np.testing.assert_array_equal(recording.actions, np.concatenate([step.actions for step in played]))
+    np.testing.assert_allclose(games.watch(expert, recording), recording.q_values, rtol=1e-4, atol=1e-5)
+
+
+def test_colours_are_of_the_same_moments(recording):
+    colours = games.colour_frames(recording)
+    assert colours.shape == (40, 210, 160, 3)
+    assert len(np.unique(colours[-1].reshape(-1, 3), axis=0)) > 2
+    for step in (0, 20, 39):
+        grey = Image.fromarray(colours[step]).convert("L").resize((84, 84), Image.Resampling.BILINEAR)
+        assert np.abs(np.asarray(grey, int) - recording.frames[step]).mean() < 0.5
+
+
+def test_actions_have_names():
+    assert games.action_names("pong") == ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
+    with pytest.raises(aamlib.ConfigError, match="did you mean 'pong'"):
+        games.action_names("pnog")
+
+
+def test_another_network_may_watch(recording):
+    torch.manual_seed(1)
+    assert games.watch(aamlib.MCDropoutDQN(6).eval(), recording).shape == (40, 6)

@@ -1,0 +1,196 @@
+"""The notebooks for looking: saved without widgets, and used with the mouse in JupyterLab, in headless Chromium."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from nbconvert import HTMLExporter
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("05_expert_q_values", "06_uncertain_frames", "07_entropy_versus_bald")
+SCREENSHOTS = ROOT / "tests" / "screenshots"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SECONDS = 120_000  # milliseconds to wait for anything: CI machines are slow
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+in_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="Chromium is not installed, so no notebook is tried in a browser; .ci/run installs it."
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_copies_hold_still_pictures_in_place_of_widgets(name, tmp_path):
+    saved = tmp_path / "saved.ipynb"
+    settings = {"exports": str(tmp_path)} if name.startswith("06") else {}
+    papermill.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", saved, settings, progress_bar=False, cwd=tmp_path)
+    notebook = nbformat.read(saved, as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    kinds = [kind for output in outputs for kind in output.get("data", {})]
+    assert kinds.count("image/png") >= {"05": 1, "06": 2, "07": 5}[name[:2]]
+    assert "application/vnd.jupyter.widget-view+json" not in kinds
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert "widgets" not in notebook.metadata
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    assert page.count('src="data:image/png;base64') == kinds.count("image/png")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab server on copies of the notebooks, with no settings of the user's; yields its folder and address."""
+    folder = tmp_path_factory.mktemp("lab")
+    notebooks = folder / "notebooks"
+    notebooks.mkdir()
+    for name in NAMES:
+        source = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
+        exports = json.dumps(str(folder / "exports"))[1:-1]
+        (notebooks / f"{name}.ipynb").write_text(source.replace("exports = None", f"exports = '{exports}'"))
+    variables = {
+        name: str(folder / name)
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
+                     "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")
+    }  # fmt: skip
+    settings = folder / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root",
+               "--IdentityProvider.token=test", f"--ServerApp.root_dir={notebooks}"]  # fmt: skip
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables["PYTHONPATH"] = os.pathsep.join(path)
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, env={**os.environ, **variables}, stdout=log, stderr=log)
+    try:
+        facts = folder / "JUPYTER_RUNTIME_DIR" / f"jpserver-{server.pid}.json"
+        until = time.monotonic() + SECONDS / 1000
+        while not facts.exists():
+            assert server.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < until, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield folder, json.loads(facts.read_text())["url"]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextmanager
+def opened(lab, name):
+    """The notebook in a page of 1280 pixels, run from top to bottom; a screenshot of the whole is kept at the end."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(viewport={"width": 1280, "height": 4000})
+        page.set_default_timeout(SECONDS)
+        try:
+            page.goto(f"{lab[1]}doc/tree/{name}.ipynb?token=test")
+            # A kernel that does not exist yet is idle as well: Run All would be lost.
+            page.locator(".jp-Toolbar-kernelName", has_text="Python 3 (ipykernel)").wait_for()
+            page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+            page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
+            page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+            page.locator(".aam-readout").first.wait_for()
+            page.wait_for_function(
+                """() => [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
+                         .every((prompt) => /\\[\\d+\\]/.test(prompt.textContent))"""
+            )
+            yield page
+            for kind in ("error", "stderr"):
+                found = page.locator(f'.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]')
+                assert found.all_inner_texts() == []
+        finally:
+            SCREENSHOTS.mkdir(exist_ok=True)
+            page.screenshot(path=SCREENSHOTS / f"{name}.png")
+            browser.close()
+
+
+@contextmanager
+def changing(page, picture, *, numbers=True):
+    """What is done in the block changes the picture, and the numbers."""
+    image = page.locator(f"{picture} img, img{picture}").first
+    readout = page.locator(".aam-readout").first
+    source, text = image.get_attribute("src"), readout.inner_text()
+    yield
+    page.wait_for_function(
+        "([selector, source]) => document.querySelector(selector).src != source",
+        arg=[f"{picture} img, img{picture}", source],
+    )
+    if numbers:
+        page.wait_for_function("(text) => document.querySelector('.aam-readout').innerText != text", arg=text)
+
+
+@in_browser
+def test_expert_q_values(lab):
+    with opened(lab, NAMES[0]) as page:
+        slider = page.locator(".aam-step .noUi-handle").first
+        slider.focus()
+        with changing(page, ".aam-frame"):
+            slider.press("ArrowRight")
+        with changing(page, ".aam-policy"):
+            page.locator(".aam-timeline img").click(position={"x": 300, "y": 100})
+        with changing(page, ".aam-frame"):
+            page.get_by_role("button", name="Most indifferent").click()
+        with changing(page, ".aam-frame", numbers=False):
+            page.locator(".aam-original_colours input").check()
+        temperature = page.locator(".aam-temperature .noUi-handle")
+        temperature.focus()
+        with changing(page, ".aam-entropy"):
+            temperature.press("ArrowRight")
+        page.locator(".aam-seed input").fill("7")
+        page.locator(".aam-seed input").press("Enter")
+        with changing(page, ".aam-timeline"):
+            page.locator(".aam-play").click()
+        page.locator(".aam-readout", has_text="step 0 of").wait_for()
+
+
+@in_browser
+def test_uncertain_frames(lab):
+    with opened(lab, NAMES[1]) as page:
+        handle = page.locator(".aam-round .noUi-handle").first
+        handle.focus()
+        with changing(page, ".aam-grid"):
+            handle.press("ArrowLeft")
+        with changing(page, ".aam-motion"):
+            page.locator(".aam-grid img").first.click(position={"x": 250, "y": 200})
+        with changing(page, ".aam-grid"):
+            page.locator(".aam-sort select").first.select_option("regret (Q-value lost)")
+        with changing(page, ".aam-grid"):
+            page.locator(".aam-agreement select").first.select_option("agree")
+        page.locator(".aam-save").first.click()
+        page.locator(".aam-saved", has_text="saved").first.wait_for()
+        assert {path.suffix for path in (lab[0] / "exports").iterdir()} == {".gif", ".csv"}
+        with changing(page, ".aam-grid"):
+            page.locator(".aam-run select").first.select_option("pong-entropy")
+
+
+@in_browser
+def test_entropy_versus_bald(lab):
+    with opened(lab, NAMES[2]) as page:
+        canvas = page.locator(".aam-points canvas").first
+        canvas.wait_for()
+        box = canvas.bounding_box()
+        corners = [(0.3, 0.1), (0.98, 0.1), (0.98, 0.98), (0.3, 0.98), (0.3, 0.12)]
+        points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
+        page.wait_for_timeout(1000)  # the points have no element to wait for
+        with changing(page, ".aam-motion"):
+            page.mouse.move(*points[0])
+            page.mouse.down()
+            for point in points[1:]:
+                page.mouse.move(*point, steps=12)
+            page.mouse.up()
+        before = canvas.screenshot()
+        page.locator(".aam-color select").select_option("expert indifferent (1: yes)")
+        page.wait_for_timeout(1000)
+        assert canvas.screenshot() != before
+        handle = page.locator(".aam-round .noUi-handle")
+        handle.focus()
+        with changing(page, ".aam-motion"):
+            handle.press("ArrowLeft")

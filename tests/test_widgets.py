@@ -1,0 +1,210 @@
+"""Views through their traits, without a browser: what is set is what is shown."""
+
+import base64
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import aamlib
+from aamlib import widgets
+from aamlib.expert_view import ExpertView
+from aamlib.scatter_view import ScatterView
+from aamlib.selection_view import SelectionView, SideBySide, gif_name
+from aamlib.selections import find_runs
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return find_runs([aamlib.DATA_DIR / "sample"])
+
+
+@pytest.fixture
+def view(runs, pong_expert):
+    return ExpertView("pong", pong_expert, "pong-bald", runs, steps=60, seed=1, temperature=0.2)
+
+
+def controls(panel, name):
+    """The widget of a class, from anywhere in the panel."""
+    if name in getattr(panel, "_dom_classes", ()):
+        return panel
+    return next(filter(None, (controls(child, name) for child in getattr(panel, "children", ()))), None)
+
+
+def test_moving_the_step_changes_frame_policy_mark_and_numbers(view):
+    frame, policy = controls(view.panel, "aam-frame"), controls(view.panel, "aam-policy")
+    timeline, before = controls(view.panel, "aam-timeline"), view.readout
+    first = frame.value, policy.value, timeline.mark
+    controls(view.panel, "aam-step").value = 30
+    assert view.step == 30
+    assert (frame.value, policy.value, timeline.mark) != first
+    assert frame.value != first[0]
+    assert policy.value != first[1]
+    assert timeline.mark[0] > first[2][0]
+    assert view.readout != before
+    assert view.readout.startswith("step 30 of 59")
+    image = np.asarray(Image.open(io.BytesIO(frame.value)))
+    np.testing.assert_array_equal(image[::4, ::4], view.recording.frames[30])
+
+
+def test_a_click_on_the_timeline_goes_to_its_step(view):
+    timeline = controls(view.panel, "aam-timeline")
+    view.step = 42
+    place = timeline.mark[0]
+    view.step = 0
+    timeline.clicked = [place, 0.5]
+    assert view.step == 42
+    timeline.clicked = [1.0, 0.5]
+    assert view.step == 59, "right of the axes is the last step"
+
+
+def test_decisive_and_indifferent_moments_are_the_extremes_one_after_the_other(view):
+    gaps = np.sort(view.recording.q_values, axis=1)[:, -1] - np.sort(view.recording.q_values, axis=1)[:, -2]
+    view.jump("q_gap")
+    assert view.step == gaps.argmax()
+    moments = view.moments("q_gap")
+    assert np.diff(sorted(moments)).min() >= 20
+    view.jump("q_gap")
+    assert view.step == moments[1]
+    view.jump("label_entropy")
+    assert view.step == view.moments("label_entropy")[0]
+
+
+def test_the_temperature_redraws_policies_and_entropies(view):
+    entropy, policy = controls(view.panel, "aam-entropy"), controls(view.panel, "aam-policy")
+    before, sharp = (entropy.value, policy.value), view.policies()[0].max()
+    controls(view.panel, "aam-temperature").value = 1.0
+    assert view.policies()[0].max() < sharp
+    assert entropy.value != before[0]
+    assert policy.value != before[1]
+
+
+def test_original_colours_are_of_the_same_step(view):
+    view.original_colours = True
+    assert view.frame().shape == (210, 160, 3)
+    assert Image.open(io.BytesIO(controls(view.panel, "aam-frame").value)).size == (320, 420)
+
+
+def test_another_game_is_played_with_the_present_settings(view):
+    frames = view.recording.frames
+    view.seed, view.student = 5, ""
+    controls(view.panel, "aam-play").click()
+    assert view.student_q is None
+    assert view.step == 0
+    assert not np.array_equal(view.recording.frames, frames)
+
+
+def test_what_cannot_be_shown_is_said_in_one_sentence(runs, pong_expert):
+    with pytest.raises(aamlib.ConfigError, match="unknown student 'pong-bld'; did you mean 'pong-bald'"):
+        ExpertView("pong", pong_expert, "pong-bld", runs, steps=5)
+    with pytest.raises(aamlib.ExpertError, match="6 actions, but breakout has 4"):
+        ExpertView("breakout", pong_expert, steps=5)
+    with pytest.raises(aamlib.ConfigError, match="unknown run 'pong'; did you mean"):
+        SelectionView(runs, "pong")
+    with pytest.raises(aamlib.ConfigError, match="unknown column 'score_bold'; did you mean 'score_bald'"):
+        SelectionView(runs, sort="score_bold")
+
+
+def test_a_selection_is_sorted_filtered_and_cut_as_told(runs):
+    view = SelectionView(runs, "pong-bald")
+    assert len(view.shown) == 50
+    assert view.shown["score_bald"].is_monotonic_decreasing
+    view.sort, view.descending = "q_gap", False
+    assert view.shown["q_gap"].is_monotonic_increasing
+    view.gaps = (0.05, 0.1)
+    assert view.shown["q_gap"].between(0.05, 0.1).all()
+    view.gaps, view.agreement = (0.0, float("inf")), "costly mistake"
+    assert (view.shown["regret"] > 0.1).all()
+    view.agreement = "agree"
+    assert (view.shown["student_action"] == view.shown["expert_action"]).all()
+    view.agreement, view.sort, view.percentiles = "all", "score_entropy", (90, 100)
+    threshold = view.states["score_entropy"].quantile(0.89)
+    assert (view.shown["score_entropy"] >= threshold).all()
+
+
+def test_round_run_and_place_change_grid_and_numbers(runs):
+    view = SelectionView(runs, "pong-bald")
+    grid, motion = controls(view.panel, "aam-grid"), controls(view.panel, "aam-motion")
+    first = grid.png, motion.value, view.readout
+    controls(view.panel, "aam-round").value = view.rounds[0]
+    assert view.round == view.rounds[0]
+    assert (grid.png, motion.value, view.readout) != first
+    grid.clicked = [0.25, 0.5]  # third of ten columns, third of five rows
+    assert view.position == 22
+    assert grid.mark == pytest.approx([0.2, 0.4, 0.1, 0.2])
+    assert Image.open(io.BytesIO(motion.value)).n_frames > 1
+    controls(view.panel, "aam-run").value = "pong-entropy"
+    assert view.run == "pong-entropy"
+    assert controls(view.panel, "aam-round").value == view.round
+    assert set(view.shown["kind"]) == {"queried"}
+
+
+def test_no_state_left_is_said_and_not_exported(runs, tmp_path):
+    view = SelectionView(runs, "pong-bald", folder=tmp_path)
+    view.panel.layout.width = "100%"
+    view.gaps = (1e6, 1e7)
+    assert view.readout == "No state with recorded frames passes the filters."
+    with pytest.raises(ValueError, match="nothing to export"):
+        view.export()
+    controls(view.panel, "aam-save").click()
+    assert "nothing to export" in controls(view.panel, "aam-saved").value
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_exported_gif_and_table_are_what_is_shown(runs, tmp_path):
+    view = SelectionView(runs, "pong-bald", folder=tmp_path / "new")
+    gif, table = view.export()
+    assert gif.name == "train_AMN_BALD_perc_40.gif"
+    rows = pd.read_csv(table)
+    assert rows["state_id"].tolist() == view.shown["state_id"].tolist()
+    assert set(rows["run"]) == {"pong-bald"}
+    with Image.open(gif) as image:
+        assert image.n_frames == 4
+        image.seek(2)
+        tile = np.asarray(image.convert("L"))[86 + 1 : 86 + 85, 1:85]
+        np.testing.assert_array_equal(tile, view.shown["frames"].iloc[10][2])
+
+
+@pytest.mark.parametrize(
+    ("acquisition", "fraction", "name"),
+    [
+        ("bald", 0.05, "train_AMN_BALD_perc_5.gif"),
+        ("variation_ratio", 0.6, "train_AMN_var_ratio_perc_60.gif"),
+        ("entropy", 1.0, "train_AMN_entropy_perc_100.gif"),
+    ],
+)
+def test_gifs_carry_the_studys_names(acquisition, fraction, name):
+    assert gif_name({"acquisition": acquisition, "query_fraction": fraction}) == name
+
+
+def test_picked_points_show_their_numbers_and_frames(runs):
+    view = ScatterView(runs, "pong-bald")
+    motion, whole = controls(view.panel, "aam-motion"), view.readout
+    before = motion.value
+    picked = view.states["frames"].dropna().index[5:9]
+    view.picked = tuple(picked.tolist())
+    assert view.readout != whole
+    assert view.readout.startswith("4 of 2,000 states")
+    assert motion.value != before
+    np.testing.assert_array_equal(view.stacks(), np.stack(view.states["frames"].iloc[picked].to_list()))
+    view.round = view.rounds[0]
+    assert view.picked == (), "other states stand there now"
+
+
+def test_without_a_live_notebook_views_are_still_pictures(runs, view):
+    still = [view, SelectionView(runs, "pong-bald"), ScatterView(runs, "pong-bald")]
+    for shown in [*still, SideBySide(still[1], still[1])]:
+        bundle = shown._repr_mimebundle_()
+        assert set(bundle) == {"image/png", "text/plain"}
+        assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).width == 1200
+
+
+def test_in_a_live_notebook_they_are_widgets_with_a_picture_to_fall_back_on(runs, monkeypatch):
+    monkeypatch.setattr(widgets, "is_live", lambda: True)
+    bundle = SelectionView(runs, "pong-bald")._repr_mimebundle_()
+    assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
