@@ -132,8 +132,8 @@ class ExpertView(View):
         action = self.actions[game.actions[self.step]]
         text = (
             f"step {self.step} of {len(game) - 1}: {action}, score {game.rewards[: self.step].sum()}; Q-gap "
-            f"{here['q_gap']:.3f}, Q-range {here['q_range']:.3f}, policy entropy {here['label_entropy']:.2f} nats (indifferent in "
-            f"{numbers['indifferent'].mean():.1%} of the steps)"
+            f"{here['q_gap']:.3f}, Q-range {here['q_range']:.3f}, policy entropy {here['label_entropy']:.2f} nats "
+            f"(indifferent in {numbers['indifferent'].mean():.1%} of the steps)"
         )
         if self.student_q is not None:
             agreed = (self.student_q.argmax(axis=1) == q.argmax(axis=1)).mean()
