@@ -128,11 +128,13 @@ class ExpertView(View):
         if not self.played:
             return
         game, q = self.recording, self.recording.q_values
-        here = describe_q(q[self.step : self.step + 1], self.temperature).iloc[0]
+        numbers = describe_q(q, self.temperature)
+        here = numbers.iloc[self.step]
         action = self.actions[game.actions[self.step]]
         text = (
             f"step {self.step} of {len(game) - 1}: {action}, score {game.rewards[: self.step].sum()}; Q-gap "
-            f"{here['q_gap']:.3f}, Q-range {here['q_range']:.3f}, policy entropy {here['label_entropy']:.2f} nats"
+            f"{here['q_gap']:.3f}, Q-range {here['q_range']:.3f}, policy entropy {here['label_entropy']:.2f} nats "
+            f"(indifferent in {numbers['indifferent'].mean():.1%} of the steps)"
         )
         if self.student_q is not None:
             agreed = (self.student_q.argmax(axis=1) == q.argmax(axis=1)).mean()
@@ -172,11 +174,11 @@ class ExpertView(View):
         seed = self.link("seed", labelled(ipywidgets.BoundedIntText, "Seed", 120, max=2**31 - 1))
         steps = self.link("steps", labelled(ipywidgets.BoundedIntText, "Steps at most", 170, min=1, max=27_000))
         play = ipywidgets.Button(description="Play a game", icon="gamepad", button_style="primary")
-        slider = labelled(ipywidgets.IntSlider, "Step", 560, max=len(self.recording) - 1)
+        slider = labelled(ipywidgets.IntSlider, "Step", 440, max=len(self.recording) - 1)
         run = ipywidgets.Play(interval=100, max=len(self.recording) - 1, show_repeat=False)
         decisive = ipywidgets.Button(description="Most decisive", tooltip="largest Q-gap; again: the next one")
         indifferent = ipywidgets.Button(description="Most indifferent", tooltip="highest entropy; again: the next one")
-        colours = labelled(ipywidgets.Checkbox, "Original colours", 180, indent=False)
+        colours = labelled(ipywidgets.Checkbox, "Original colours", 130, indent=False)
         temperature = labelled(ipywidgets.FloatLogSlider, "Temperature τ", 420, min=-2, max=1, step=0.05)
         for trait, widget in {
             "expert": expert, "student": student, "step": slider, "original_colours": colours,

@@ -88,9 +88,9 @@ class RoundView(View):
 
     def round_controls(self) -> list[ipywidgets.Widget]:
         """Dropdowns and slider for run, round and kind."""
-        run = self.link("run", labelled(ipywidgets.Dropdown, "Run", 220, options=list(self.runs)))
-        slider = labelled(ipywidgets.SelectionSlider, "Round", 260, options=self.rounds, value=self.round)
-        kind = self.link("kind", labelled(ipywidgets.Dropdown, "States", 220, options=list(KINDS.items())))
+        run = self.link("run", labelled(ipywidgets.Dropdown, "Run", 200, options=list(self.runs)))
+        slider = labelled(ipywidgets.SelectionSlider, "Round", 230, options=self.rounds, value=self.round)
+        kind = self.link("kind", labelled(ipywidgets.Dropdown, "States", 210, options=list(KINDS.items())))
 
         def follow(_: Any) -> None:
             if list(slider.options) != self.rounds:

@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 
 from aamlib import figures
 from aamlib.plots import gif_bytes, mosaic
-from aamlib.round_view import MEASURES, SHOWN, RoundView
+from aamlib.round_view import MEASURES, RoundView
 from aamlib.selections import score_names
 from aamlib.widgets import labelled, one_of, row
+
+_SHOWN = 25  # states at once, beside the points
 
 
 class ScatterView(RoundView):
@@ -53,24 +55,23 @@ class ScatterView(RoundView):
         )
 
     def points(self) -> pd.DataFrame:
-        """The states as points: entropy, BALD and shade, the column to colour by (0 where it is missing)."""
-        states = self.states
-        shade = states[self.color].astype("Float64").fillna(0).astype(float)
-        return pd.DataFrame({"entropy": states["score_entropy"], "BALD": states["score_bald"], "shade": shade})
+        """The states as points: score_entropy, score_bald and the columns to colour by; what is missing counts as 0."""
+        columns = dict.fromkeys(["score_entropy", "score_bald", *self.colorable])
+        return self.states[list(columns)].astype("Float64").fillna(0).astype(float)
 
     def stacks(self) -> np.ndarray:
-        """Frames of up to 50 of the picked states (of all, when none is picked), uint8 (N, 4, 84, 84)."""
+        """Frames of up to 25 of the picked states (of all, when none is picked), uint8 (N, 4, 84, 84)."""
         states = self.states.iloc[list(self.picked)] if self.picked else self.states
-        frames = states["frames"].dropna().iloc[:SHOWN]
+        frames = states["frames"].dropna().iloc[:_SHOWN]
         return np.stack(frames.to_list()) if len(frames) else np.full((1, 4, 84, 84), 255, np.uint8)
 
     def figure(self) -> Figure:
         """The points, and frames of picked states."""
         figure = figures.new_figure(12.0, 4.8)
-        left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
         figures.draw_scatter(left, self.states, self.color)
         left.set_title(f"{self.title()}: {self.kind} states", fontsize="medium")
-        right.imshow(mosaic(self.stacks(), 7)[-1], cmap="gray", vmin=0, vmax=255)
+        right.imshow(mosaic(self.stacks(), 5)[-1], cmap="gray", vmin=0, vmax=255)
         right.set_title("picked states" if self.picked else "some of them", fontsize="medium", loc="left")
         right.set_anchor("NW")
         right.axis("off")
@@ -79,10 +80,10 @@ class ScatterView(RoundView):
     def make_panel(self) -> ipywidgets.Widget:
         """Controls, the linked points and the frames."""
         names = [(figures.axis_label(column), column) for column in self.colorable]
-        color = self.link("color", labelled(ipywidgets.Dropdown, "Colour", 330, options=names))
+        color = self.link("color", labelled(ipywidgets.Dropdown, "Colour", 290, options=names))
         motion = ipywidgets.Image(format="gif", layout={"max_width": "100%"}).add_class("aam-motion")
 
-        scatter = jscatter.Scatter(data=self.points(), x="entropy", y="BALD", height=430, width=580)
+        scatter = jscatter.Scatter(data=self.points(), x="score_entropy", y="score_bald", height=430)
         scatter.axes(True, grid=True, labels=["predictive entropy, total (nats)", "BALD, epistemic (nats)"])
         scatter.size(default=4)
         scatter.opacity(default=0.8)
@@ -91,21 +92,21 @@ class ScatterView(RoundView):
         scatter.legend(True)
 
         def shade(_: Any = None) -> None:
-            values = self.points()["shade"]
-            low, high = float(values.min()), float(values.quantile(0.99))
-            scatter.data(self.points())
-            scatter.color(by="shade", map="cividis", norm=(low, high if high > low else low + 1.0))
+            points = self.points()
+            low, high = float(points[self.color].min()), float(points[self.color].quantile(0.99))
+            scatter.color(by=self.color, map="cividis", norm=(low, high if high > low else low + 1.0))
+            scatter.data(points)  # last: it takes up the colours of the line before
 
         def show_points(_: Any = None) -> None:
             points = self.points()
             scatter.selection([])
+            scatter.x(scale=(0.0, float(points["score_entropy"].max())))
+            scatter.y(scale=(0.0, max(float(points["score_bald"].max()), 1e-6)))
             shade()
-            scatter.x(scale=(0.0, float(points["entropy"].max())))
-            scatter.y(scale=(0.0, max(float(points["BALD"].max()), 1e-6)))
             show_frames()
 
         def show_frames(_: Any = None) -> None:
-            motion.value = gif_bytes(self.stacks(), columns=6)
+            motion.value = gif_bytes(self.stacks(), columns=5)
 
         scatter.widget.observe(lambda change: setattr(self, "picked", tuple(int(i) for i in change.new)), "selection")
         self.observe(show_points, ["run", "round", "kind"])
@@ -113,5 +114,5 @@ class ScatterView(RoundView):
         self.observe(show_frames, ["picked"])
         show_points()
         self._tell()
-        view = ipywidgets.Box([scatter.show()], layout={"width": "600px"}).add_class("aam-points")
+        view = ipywidgets.Box([scatter.show()], layout={"width": "640px", "max_width": "100%"}).add_class("aam-points")
         return ipywidgets.VBox([row(*self.round_controls(), color), self.readout_line(), row(view, motion)])

@@ -132,17 +132,19 @@ class SelectionView(RoundView):
     def make_panel(self) -> ipywidgets.Widget:
         """Controls, the grid, and the chosen state."""
         names = [(figures.axis_label(column), column) for column in self.sortable]
-        sort = self.link("sort", labelled(ipywidgets.Dropdown, "Sort by", 330, options=names))
-        descending = self.link("descending", labelled(ipywidgets.Checkbox, "highest first", 120, indent=False))
+        sort = self.link("sort", labelled(ipywidgets.Dropdown, "Sort by", 290, options=names))
+        descending = self.link("descending", labelled(ipywidgets.Checkbox, "highest first", 105, indent=False))
         agreement = self.link("agreement", labelled(ipywidgets.Dropdown, "Student", 190, options=AGREEMENT))
         percentiles = self.link(
             "percentiles", labelled(ipywidgets.IntRangeSlider, "Percentile", 300, min=0, max=100, value=(0, 100))
         )
         top = float(np.ceil(10 * self.states["q_gap"].max()) / 10)
         gaps = labelled(ipywidgets.FloatRangeSlider, "Q-gap", 300, min=0, max=top, step=0.01, value=(0, top))
-        save = ipywidgets.Button(description="Save GIF and CSV", icon="save").add_class("aam-save")
+        save = ipywidgets.Button(description="Save GIF and CSV", icon="save", layout={"width": "auto"}).add_class(
+            "aam-save"
+        )
         saved = ipywidgets.HTML().add_class("aam-saved")
-        grid = Picture().add_class("aam-grid")
+        grid = Picture(layout={"max_width": "640px"}).add_class("aam-grid")
         motion = ipywidgets.Image(format="gif", layout={"width": "252px", "height": "252px"}).add_class("aam-motion")
         policy, plot = ipywidgets.Image(layout={"max_width": "100%"}).add_class("aam-policy"), Plot(4.4, 3.2)
 

@@ -85,7 +85,7 @@ class Picture(anywidget.AnyWidget):
         const mark = frame.appendChild(document.createElement("div"));
         frame.style.cssText = "position: relative; width: fit-content; max-width: 100%; line-height: 0";
         image.style.cssText = "max-width: 100%; cursor: pointer";
-        mark.style.cssText = "position: absolute; pointer-events: none; outline: 2px solid #d55e00";
+        mark.style.cssText = "position: absolute; pointer-events: none; outline: solid #d55e00";
         const draw = () => {
           URL.revokeObjectURL(image.src);
           image.src = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
@@ -93,6 +93,7 @@ class Picture(anywidget.AnyWidget):
         const place = () => ["left", "top", "width", "height"].forEach((side, i) => {
           mark.style[side] = `${100 * model.get("mark")[i]}%`;
           mark.hidden = model.get("mark")[3] == 0;
+          mark.style.outlineWidth = model.get("mark")[2] == 0 ? "0.5px" : "2px";  // a line, or a box
         });
         image.addEventListener("click", (event) => {
           model.set("clicked", [event.offsetX / image.clientWidth, event.offsetY / image.clientHeight]);
