@@ -9,8 +9,10 @@ GAME ?= pong
 ACQUISITION ?= bald
 PRESET ?= quick
 RUN ?= $(CURDIR)/data/runs/$(PRESET)-$(GAME)-$(ACQUISITION)
+GRID ?= small
+BATCH ?= $(CURDIR)/data/runs/$(GRID)
 
-.PHONY: run test lab expert sample figures check format clean
+.PHONY: run batch test lab expert sample figures check format clean
 
 run: $(READY)  ## Watch a student learn: PRESET, GAME, ACQUISITION and RUN (the run's folder) can be set
 	@mkdir -p $(RUN)
@@ -18,6 +20,11 @@ run: $(READY)  ## Watch a student learn: PRESET, GAME, ACQUISITION and RUN (the 
 		--stdout-file /dev/stdout --stderr-file /dev/stderr \
 		-p preset $(PRESET) -p game $(GAME) -p acquisition $(ACQUISITION) -p run_dir $(RUN)
 	@echo "       notebook: $(RUN)/notebook.ipynb"
+
+batch: $(READY)  ## Run the grid notebooks/grids/$(GRID).toml and compare its runs; BATCH: their folder
+	$(BIN)/python -m aamlib.batch notebooks/grids/$(GRID).toml $(BATCH)
+	$(BIN)/papermill notebooks/04_compare_runs.ipynb $(BATCH)/compare.ipynb -k python3 --no-progress-bar \
+		-p runs $(BATCH) -p figures $(BATCH)/figures
 
 test: $(READY) check  ## All checks and tests
 	$(BIN)/python -m pytest

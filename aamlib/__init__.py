@@ -3,9 +3,10 @@
 import aamlib.runtime  # noqa: F401  (before torch)
 from aamlib.acquisition import ACQUISITIONS
 from aamlib.atari import evaluate
+from aamlib.cards import read_card
 from aamlib.config import PRESETS, ConfigError, ExperimentConfig, preset
 from aamlib.distill import distill, load_student
-from aamlib.experts import ExpertError, load_expert, read_card, save_expert
+from aamlib.experts import ExpertError, load_expert, save_expert
 from aamlib.files import DATA_DIR, RunFolderError
 from aamlib.networks import MCDropoutDQN, NatureDQN
 from aamlib.pqn import PQNConfig, train_expert

@@ -46,6 +46,19 @@ def check_device(device: str) -> str:
     return device
 
 
+def check_parameters(namespace: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    """Stop at a parameter that the notebook with these `globals()` does not have; papermill only warns.
+
+    Raises ConfigError.
+    """
+    allowed = list(allowed)
+    for cell in namespace.get("In", []):
+        if cell.startswith("# Parameters"):  # the cell that papermill injects
+            for name in _assigned_names(cell):
+                if name not in allowed:
+                    raise ConfigError(f"unknown parameter {name!r}; {nearest(name, allowed)}")
+
+
 def setting(
     default: Any,
     doc: str,
@@ -89,14 +102,9 @@ class Config:
     def from_notebook(cls: type[_C], namespace: Mapping[str, Any], *others: str, **defaults: Any) -> _C:
         """Build from a notebook's `globals()`, where a variable that is None stands for the default.
 
-        papermill only warns of parameters that the notebook does not know; this raises ConfigError for each that is
-        neither a setting nor one of `others`.
+        Raises ConfigError for a parameter that is neither a setting nor one of `others`.
         """
-        for cell in namespace.get("In", []):
-            if cell.startswith("# Parameters"):  # the cell that papermill injects
-                for name in _assigned_names(cell):
-                    if name not in (allowed := [*cls.names(), *others]):
-                        raise ConfigError(f"unknown parameter {name!r}; {nearest(name, allowed)}")
+        check_parameters(namespace, [*cls.names(), *others])
         given = {name: namespace[name] for name in cls.names() if namespace.get(name) is not None}
         return cls(**{**defaults, **given})
 

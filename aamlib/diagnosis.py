@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aamlib.acquisition import ACQUISITIONS, find_acquisition
 from aamlib.atari import sample_states
 from aamlib.config import ExperimentConfig
-from aamlib.experts import label
-from aamlib.files import file_hash, load_arrays, save_arrays
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN
+from aamlib.experts import fingerprint, label
+from aamlib.files import load_arrays, save_arrays
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN
 from aamlib.replay import FramePool
 
 _PROBE_SEED = 2_000_000
@@ -32,13 +32,13 @@ class Probe:
     expert_q: Float[Tensor, "N A"]
 
 
-def load_probes(expert_path: Path, expert: NatureDQN, config: ExperimentConfig) -> dict[str, Probe]:
+def load_probes(folder: Path, expert: nn.Module, config: ExperimentConfig) -> dict[str, Probe]:
     """The two probe sets of an expert, "expert" and "random": states that it visits, and states of random play.
 
     Each is spread evenly over 40 games on seeds of their own, the expert's played at epsilon 0.05. They are made once
-    per expert and kept beside its weights, in a file named by their hash.
+    per expert and kept in `folder`, in a file named by the hash of its weights.
     """
-    path = expert_path.with_name(f"{expert_path.stem}-probes-{file_hash(expert_path)[:12]}-{config.probe_states}.zst")
+    path = folder / f"{config.game}-probes-{fingerprint(expert)[:12]}-{config.probe_states}.zst"
     if not path.exists():
         games = min(_PROBE_GAMES, config.probe_states)
         arrays = {}
@@ -79,7 +79,7 @@ def regret(expert_q: Float[Tensor, "N A"], action: Int64[Tensor, " N"]) -> Float
 
 def record_selection(
     student: MCDropoutDQN,
-    expert: NatureDQN,
+    expert: nn.Module,
     pool: FramePool,
     queried: Int64[Tensor, " K"],
     heads: Float[Tensor, "T A F"],

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -33,8 +34,8 @@ from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actio
 from aamlib.checkpoints import load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
-from aamlib.experts import ExpertError, expert_path, label, load_expert
-from aamlib.files import RunFolderError, file_hash, lock_run, write_bytes, write_csv, write_json
+from aamlib.experts import ExpertError, expert_path, fingerprint, label, load_expert
+from aamlib.files import RunFolderError, lock_run, write_bytes, write_csv, write_json
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import EVALUATIONS, METRICS, Run, open_run, read_config, read_starts, record_start, write_selection
@@ -42,8 +43,10 @@ from aamlib.runs import EVALUATIONS, METRICS, Run, open_run, read_config, read_s
 _COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")
 
 
-def distill(config: ExperimentConfig, run_dir: str | Path) -> Run:
+def distill(config: ExperimentConfig, run_dir: str | Path, *, expert: nn.Module | None = None) -> Run:
     """Run an experiment, or go on with an interrupted one: the same call does both.
+
+    `expert`, a module that maps uint8 (N, 4, 84, 84) to float32 Q-values (N, A), labels in place of `config.expert`.
 
     A finished run goes on when the horizon (`total_steps`) or `label_budget` is raised. The stop button, or Ctrl-C,
     ends the run at the last completed round. An uninterrupted run repeats exactly for the same settings, threads,
@@ -57,7 +60,7 @@ def distill(config: ExperimentConfig, run_dir: str | Path) -> Run:
         The folder is in use, belongs to another configuration, or cannot be written.
     """
     with torch.random.fork_rng(devices=[]):
-        distillation = Distillation(config, run_dir)
+        distillation = Distillation(config, run_dir, expert)
         with lock_run(run_dir):
             return distillation.run()
 
@@ -65,17 +68,21 @@ def distill(config: ExperimentConfig, run_dir: str | Path) -> Run:
 class Distillation:
     """The state of a run, and its rounds."""
 
-    def __init__(self, config: ExperimentConfig, run_dir: str | Path) -> None:
+    def __init__(self, config: ExperimentConfig, run_dir: str | Path, expert: nn.Module | None = None) -> None:
         self.config, self.run_dir = config, Path(run_dir).absolute()
         self.acquisition = find_acquisition(config.acquisition)
-        self.expert_path = path = expert_path(config.expert or config.game)
-        self.expert = load_expert(path).to(config.device)
+        if expert is None:
+            path = expert_path(config.expert or config.game)
+            expert, self.probes_dir, expert_name = load_expert(path), path.parent, str(path)
+        else:
+            expert, self.probes_dir, expert_name = load_expert(expert), self.run_dir, type(expert).__name__
+        self.expert = expert.to(config.device)
         self.states: np.ndarray  # (E, 4, 84, 84), what the environments show
         self.started: np.ndarray  # (E,), whether that is a game's first state
         self.envs = make_envs(config.game, config.n_envs, max_frames=config.max_game_frames)
         if self.expert.n_actions != (required := n_actions(config.game)):
             raise ExpertError(
-                f"the expert {path} has {self.expert.n_actions} actions, but {config.game} has {required}; "
+                f"the expert ({expert_name}) has {self.expert.n_actions} actions, but {config.game} has {required}; "
                 "give an expert of this game."
             )
         torch.manual_seed(config.seed)
@@ -244,8 +251,9 @@ class Distillation:
         """Append the round's metrics and save: from here on the round cannot be lost."""
         counters = {name: getattr(self, name) for name in _COUNTERS}
         epsilon = self.config.epsilon(self.agent_steps)
-        row = {**counters, "pool_states": len(self.pool), "epsilon": epsilon, "resumed": int(self.resumed), **row}
-        self.metrics.append({**row, **self.seconds})
+        memory_mb = psutil.Process().memory_info().rss / 2**20
+        row = {**counters, "pool_states": len(self.pool), "epsilon": epsilon, "memory_mb": memory_mb, **row}
+        self.metrics.append({**row, **self.seconds, "resumed": int(self.resumed)})
         self.resumed = False
         self.seconds.clear()
         with self.timed("save"):
@@ -272,9 +280,8 @@ class Distillation:
 
     def open(self) -> None:
         """Check that the folder is this run's, take up its newest checkpoint, and start games."""
-        may_raise = ("total_steps", "label_budget")
-        open_run(self.run_dir, self.config.asdict(), may_raise=may_raise)
-        starts, expert_hash = read_starts(self.run_dir), file_hash(self.expert_path)
+        open_run(self.run_dir, self.config.asdict())
+        starts, expert_hash = read_starts(self.run_dir), fingerprint(self.expert)
         if starts and starts[0]["expert_sha256"] != expert_hash:
             raise RunFolderError(f"{self.run_dir} was labelled by an expert with other weights; choose another folder.")
         if saved := load_checkpoint(self.run_dir, self.pool):
@@ -290,7 +297,7 @@ class Distillation:
             self.precision = starts[0]["precision"] if starts else fastest_precision(self.config.device)
         facts = {"round": self.round, "expert_sha256": expert_hash, "precision": self.precision}
         record_start(self.run_dir, threads=torch.get_num_threads(), **facts)
-        self.probes = load_probes(self.expert_path, self.expert, self.config)
+        self.probes = load_probes(self.probes_dir, self.expert, self.config)
         stream = f"games {self.round}"
         self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, stream, self.config.n_envs))
         self.started = np.ones(self.config.n_envs, dtype=bool)

@@ -1,9 +1,16 @@
-"""Experts: the frozen networks that label states. Only safetensors are read: nothing in a file is ever executed."""
+"""Experts: the frozen networks that label states.
+
+An expert is a bundled name, a file of `save_expert`, a Stable-Baselines3 DQN (zip, or straight from the Hugging Face
+hub), or any module of your own. Nothing in a file is ever executed.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +22,18 @@ from torch import Tensor, nn
 
 from aamlib.config import nearest
 from aamlib.files import DATA_DIR, write_bytes
-from aamlib.networks import FORWARD_BATCH, NatureDQN, reduced_precision
+from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, reduced_precision
 
 EXPERTS_DIR = DATA_DIR / "experts"
 _FORMAT = "aamlib-expert-1"
+# Layers of Stable-Baselines3's DQN with NatureCNN, and ours.
+_SB3_LAYERS = {
+    "features_extractor.cnn.0": "trunk.0",
+    "features_extractor.cnn.2": "trunk.3",
+    "features_extractor.cnn.4": "trunk.6",
+    "features_extractor.linear.0": "trunk.10",
+    "q_net.0": "head",
+}
 
 
 class ExpertError(ValueError):
@@ -26,29 +41,52 @@ class ExpertError(ValueError):
 
 
 def save_expert(path: str | Path, network: NatureDQN, card: dict[str, Any]) -> Path:
-    """Write the weights as safetensors and, beside them, the card as JSON with their SHA-256 added.
+    """Write the weights as safetensors and, beside them, the card as JSON, with the SHA-256 of file and weights added.
 
     The folder must exist. `card` needs "game"; what else it says of the training is free. Returns the weights' path.
     Raises RunFolderError when they cannot be written.
     """
     path = Path(path)
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    normalised = any(name.startswith("trunk.1.") for name in weights)
-    metadata = {"format": _FORMAT, "game": card["game"], "normalise": json.dumps(normalised)}
-    content = safetensors.torch.save(weights, metadata)
-    card_text = json.dumps({**card, "sha256": hashlib.sha256(content).hexdigest()}, indent=2) + "\n"
+    content = safetensors.torch.save(weights, {"format": _FORMAT, "game": card["game"]})
+    hashes = {"sha256": hashlib.sha256(content).hexdigest(), "weights_sha256": fingerprint(network)}
+    card_text = json.dumps({**card, **hashes}, indent=2) + "\n"
     write_bytes(path, content)
     write_bytes(path.with_suffix(".json"), card_text.encode())
     return path
 
 
-def load_expert(name: str | Path) -> NatureDQN:
-    """Load a bundled expert ("pong") or one from a file of `save_expert`.
+def load_expert(source: str | Path | nn.Module) -> nn.Module:
+    """Load an expert and freeze it.
 
-    Returns the frozen network: uint8 (N, 4, 84, 84) -> float32 Q-values (N, A). Raises ExpertError for an unknown
-    name, a truncated file or one of another kind.
+    Parameters
+    ----------
+    source:
+        A bundled name ("pong"); a file of `save_expert`; a DQN of Stable-Baselines3 with NatureCNN, as a zip file or as
+        "hub:sb3/dqn-PongNoFrameskip-v4" (needs the extra `hub`); or a module of your own.
+
+    Returns
+    -------
+    A module in evaluation mode, uint8 (N, 4, 84, 84) -> float32 Q-values (N, A), with the attribute `n_actions`.
+
+    Raises
+    ------
+    ExpertError
+        Unknown name, a file that is truncated or of another kind, no network for the hub, or a module that does not map
+        states to Q-values.
     """
-    path = expert_path(name)
+    if isinstance(source, nn.Module):
+        expert = source.eval()
+        if not hasattr(expert, "n_actions"):
+            expert.n_actions = _count_actions(expert)  # type: ignore[assignment]
+    else:
+        path = expert_path(source)
+        weights = _read_sb3(path) if path.suffix == ".zip" else _read_safetensors(path)
+        expert = _as_network(path, weights)
+    return expert.requires_grad_(False).eval()
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -60,15 +98,66 @@ def load_expert(name: str | Path) -> NatureDQN:
     if metadata.get("format") != _FORMAT or "head.weight" not in weights:
         raise ExpertError(
             f"{path} holds tensors of another kind ({', '.join(sorted(weights)[:3])}, ...); give a file that "
-            "aamlib.save_expert wrote."
+            "aamlib.save_expert wrote, or a Stable-Baselines3 DQN's zip."
         )
-    network = NatureDQN(len(weights["head.weight"]), normalise=json.loads(metadata.get("normalise", "false")))
+    return weights
+
+
+def _read_sb3(path: Path) -> dict[str, Tensor]:
+    """The Q-network in a zip of Stable-Baselines3, under our names. Of its files only policy.pth is opened, and read
+    with torch's weights-only reader; `data` holds pickles.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = io.BytesIO(archive.read("policy.pth"))
+        saved = torch.load(content, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ExpertError(
+            f"{path} is no readable zip of Stable-Baselines3 ({str(error).splitlines()[0]}), and nothing in it was "
+            "executed; it may be truncated: fetch or save it again."
+        ) from error
+    try:
+        return {
+            f"{ours}.{kind}": saved[f"q_net.{theirs}.{kind}"]
+            for theirs, ours in _SB3_LAYERS.items()
+            for kind in ("weight", "bias")
+        }
+    except (KeyError, TypeError):
+        raise ExpertError(
+            f"{path} holds another policy than a DQN with NatureCNN ({', '.join(list(saved)[:2])}, ...); give a DQN "
+            "that was made with policy 'CnnPolicy'."
+        ) from None
+
+
+def _as_network(path: Path, weights: dict[str, Tensor]) -> NatureDQN:
+    network = NatureDQN(
+        len(weights["head.weight"]), normalise="trunk.1.weight" in weights, conv_bias="trunk.0.bias" in weights
+    )
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ExpertError(f"{path} does not fit its network ({reason}); fetch or train it again.") from error
-    return network.requires_grad_(False).eval()
+    return network
+
+
+def _count_actions(expert: nn.Module) -> int:
+    """A, by asking about two states. Raises ExpertError for a module that does not map states to Q-values."""
+    device = next((weight.device for weight in expert.parameters()), "cpu")
+    states = torch.zeros(2, *STACK_SHAPE, dtype=torch.uint8, device=device)
+    try:
+        with torch.no_grad():
+            q_values = expert(states)
+        given = f"returned {q_values.dtype} {tuple(q_values.shape)}"
+        fits = q_values.dtype == torch.float32 and q_values.ndim == 2 and len(q_values) == 2
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        given, fits = f"failed ({str(error).splitlines()[0]})", False
+    if not fits:
+        raise ExpertError(
+            f"the module {type(expert).__name__} {given} for two states, uint8 (2, 4, 84, 84); give one that returns "
+            "float32 Q-values (2, A)."
+        )
+    return q_values.shape[1]
 
 
 @torch.no_grad()
@@ -78,17 +167,36 @@ def label(expert: nn.Module, states: UInt8[Tensor, "N 4 84 84"], device: str = "
         return torch.cat([expert(batch.to(device)).cpu() for batch in states.split(FORWARD_BATCH)])
 
 
-def read_card(name: str | Path) -> dict[str, Any]:
-    """The card beside an expert's weights; empty if there is none."""
-    path = expert_path(name).with_suffix(".json")
-    return json.loads(path.read_text()) if path.exists() else {}
+def fingerprint(expert: nn.Module) -> str:
+    """SHA-256 of an expert's weights, hexadecimal, whatever file they came from."""
+    weights = {name: tensor.cpu().contiguous() for name, tensor in expert.state_dict().items()}
+    return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
 
 
 def expert_path(name: str | Path) -> Path:
-    """The weights' file of a bundled expert's name, or of a path. Raises ExpertError when there is none."""
+    """The weights' file of a bundled name, of a path, or of "hub:owner/repository", which is downloaded once.
+
+    Raises ExpertError when there is none.
+    """
+    if str(name).startswith("hub:"):
+        return _download(str(name).removeprefix("hub:"))
     bundled = {path.stem: path for path in EXPERTS_DIR.glob("*.safetensors")}
     if str(name) in bundled:
         return bundled[str(name)]
     if Path(name).is_file():
         return Path(name)
     raise ExpertError(f"no expert {str(name)!r}: neither a file nor bundled; {nearest(str(name), sorted(bundled))}")
+
+
+def _download(repository: str) -> Path:
+    """Stable-Baselines3's zip in a repository of the Hugging Face hub, named like it, as the RL Zoo publishes them."""
+    filename = f"{repository.rpartition('/')[2]}.zip"
+    by_hand = f"download {filename} from https://huggingface.co/{repository}/tree/main by hand and give its path."
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ExpertError(f"'hub:' needs huggingface_hub: pip install 'aamlib[hub]', or {by_hand}") from None
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, filename))
+    except (OSError, ValueError) as error:  # what the hub's own errors are
+        raise ExpertError(f"{repository} cannot be fetched ({str(error).splitlines()[0]}); {by_hand}") from error

@@ -93,17 +93,17 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
 
 @contextlib.contextmanager
-def lock_run(run_dir: str | Path) -> Iterator[Path]:
-    """Create the folder if need be and hold its lock; yields its absolute path.
+def lock_run(run_dir: str | Path, name: str = "run.lock", *, wait: float = 0.0) -> Iterator[Path]:
+    """Create the folder if need be and hold its lock, waiting for `wait` seconds at most; yields its absolute path.
 
     The operating system frees the lock of a process that ends, however it ends. Raises RunFolderError when another
     process holds it or the folder cannot be made.
     """
     run_dir = Path(run_dir).absolute()
-    lock = FileLock(run_dir / "run.lock")
+    lock = FileLock(run_dir / name)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise RunFolderError(f"{run_dir} is in use by another process; wait for it or choose another folder.") from None
     except OSError as error:

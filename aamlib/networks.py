@@ -30,9 +30,11 @@ class NatureDQN(nn.Module):
         Normalise each layer's output over channels and positions before its ReLU, as PQN needs it
         (Gallici et al., arXiv:2407.04811). `GroupNorm(1, C)` is layer normalisation with one scale per channel; unlike
         `LayerNorm((C, H, W))` it keeps the channels-last layout, in which convolutions on a CPU are fastest.
+    conv_bias:
+        Give the convolutions a bias, as Stable-Baselines3 does; the study had none.
     """
 
-    def __init__(self, n_actions: int, *, normalise: bool = False) -> None:
+    def __init__(self, n_actions: int, *, normalise: bool = False, conv_bias: bool = False) -> None:
         super().__init__()
         self.n_actions = n_actions
 
@@ -40,9 +42,9 @@ class NatureDQN(nn.Module):
             return nn.GroupNorm(1, channels) if normalise else nn.Identity()
 
         self.trunk = nn.Sequential(
-            nn.Conv2d(4, 32, 8, stride=4, bias=False), norm(32), nn.ReLU(inplace=True),
-            nn.Conv2d(32, 64, 4, stride=2, bias=False), norm(64), nn.ReLU(inplace=True),
-            nn.Conv2d(64, 64, 3, bias=False), norm(64), nn.ReLU(inplace=True),
+            nn.Conv2d(4, 32, 8, stride=4, bias=conv_bias), norm(32), nn.ReLU(inplace=True),
+            nn.Conv2d(32, 64, 4, stride=2, bias=conv_bias), norm(64), nn.ReLU(inplace=True),
+            nn.Conv2d(64, 64, 3, bias=conv_bias), norm(64), nn.ReLU(inplace=True),
             nn.Flatten(),
             nn.Linear(64 * 7 * 7, N_FEATURES), norm(N_FEATURES), nn.ReLU(inplace=True),
         )  # fmt: skip

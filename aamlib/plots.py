@@ -3,75 +3,205 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
+from matplotlib.axis import Axis
+from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
+from aamlib import stats
 from aamlib.files import write_bytes
 
 LABELS = {
     "agent_steps": "agent steps (4 emulator frames each)",
     "labels_used": "labels used (queries)",
+    "unique_labels": "unique states labelled",
     "loss": "loss summed over the round's queries (nats)",
-    "probe_expert_kl": "KL(expert || student), nats",
-    "probe_random_kl": "KL(expert || student), nats",
     "loss_per_label": "loss per label (nats)",
+    "smoothed": "unclipped score (mean of 3 evaluations)",
+    "normalised": "normalised score (0 random play, 1 expert)",
+    **{f"probe_{probe}_kl": "KL(expert || student), nats" for probe in ("expert", "random")},
+    **{f"probe_{probe}_agreement": "greedy agreement with the expert" for probe in ("expert", "random")},
+    **{f"probe_{probe}_regret": "mean regret (Q-value)" for probe in ("expert", "random")},
 }
+NAMES = {"bald": "BALD", "variation_ratio": "variation ratio", "entropy": "entropy", "random": "random"}
 _COLORBLIND = sns.color_palette("colorblind")
-COLORS = dict(zip(("bald", "entropy", "variation_ratio", "random"), _COLORBLIND, strict=False))
+COLORS = dict(
+    zip(("bald", "entropy", "variation_ratio", "random"), (_COLORBLIND[i] for i in (0, 1, 2, 4)), strict=True)
+)
+_OTHERS = [_COLORBLIND[i] for i in (3, 9, 5, 6)]
+
+
+def name_of(acquisition: str) -> str:
+    """The function's name as it stands in figures; of my_module:my_function the part after the colon."""
+    return NAMES.get(acquisition, acquisition.split(":")[-1].replace("_", " "))
+
+
+def percent(share: float) -> str:
+    """A share of the pool, such as "10 %"."""
+    return f"{share * 100:.3g} %"
+
+
+def in_order(acquisitions: Iterable[str]) -> list[str]:
+    """Each acquisition function once: the built-in ones first, then others by name."""
+    known = list(NAMES)
+    return sorted({*acquisitions}, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def palette(acquisitions: Iterable[str]) -> dict[str, Any]:
+    """A colour per acquisition function; the built-in ones always have the same."""
+    others = sorted({*acquisitions} - {*COLORS})
+    return COLORS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
 
 
 def plot_scores(
     evaluations: pd.DataFrame,
-    references: dict[str, float] | None = None,
+    references: Mapping[str, float] | None = None,
     *,
     x: str = "agent_steps",
     ax: Axes | None = None,
 ) -> Axes:
     """Score against steps or labels: each game a dot, each run a line through its evaluations' means.
 
-    Parameters
-    ----------
-    evaluations:
-        As `load_evaluations`: run, acquisition, agent_steps, labels_used, score.
-    references:
-        Horizontal lines by name, such as {"expert": 19.5, "random play": -20.4}.
-    x:
-        "agent_steps" or "labels_used".
+    `evaluations`: as `load_evaluations`. `references`: horizontal lines by name, such as
+    {"expert": 19.5, "random play": -20.4}. `x`: "agent_steps" or "labels_used".
     """
     ax = ax or plt.gca()
+    colors = palette(evaluations["acquisition"])
     for (acquisition, _), games in evaluations.groupby(["acquisition", "run"]):
-        color = COLORS.get(str(acquisition), "C7")
+        color = colors[str(acquisition)]
         means = games.groupby(x)["score"].mean()
         ax.scatter(games[x], games["score"], s=8, color=color, alpha=0.25, linewidth=0)
-        ax.plot(means.index, means, marker="o", markersize=4, color=color, label=str(acquisition))
-    for (name, score), style in zip((references or {}).items(), ("--", ":", "-."), strict=False):
-        ax.axhline(score, linestyle=style, color="0.3", linewidth=1, label=f"{name} ({score:.1f})")
+        ax.plot(means.index, means, marker="o", markersize=4, color=color, label=name_of(str(acquisition)))
+    _draw_references(ax, references)
     ax.set(ylabel="unclipped score (dot: a game, line: mean)")
     return _finish(ax, x)
 
 
-def plot_metric(metrics: pd.DataFrame, column: str, *, x: str = "agent_steps", ax: Axes | None = None) -> Axes:
-    """One column of the metrics (as `load_runs`) against steps or labels, each run a line."""
+def plot_curves(
+    curves: pd.DataFrame,
+    references: Mapping[str, float] | None = None,
+    *,
+    x: str = "agent_steps",
+    all_labels: pd.DataFrame | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Smoothed score against steps or labels, all functions in one plot; a pale dot is an evaluation's mean.
+
+    From five seeds on, a function is a line (interquartile mean) in a band (95 % interval at each evaluation), which
+    ends where the shortest run does; with fewer, each seed is a line.
+
+    `curves`: as `aamlib.comparison.learning_curves`, of one game and share; references and x as in `plot_scores`, x may
+    be "unique_labels" too. `all_labels`: curves of runs that asked about the whole pool, as a further reference.
+    """
     ax = ax or plt.gca()
-    for (acquisition, _), rows in metrics.dropna(subset=[column]).groupby(["acquisition", "run"]):
-        ax.plot(rows[x], rows[column], color=COLORS.get(str(acquisition), "C7"), label=str(acquisition))
-    ax.set(ylabel=LABELS.get(column, column.replace("_", " ")))
+    colors = palette(curves["acquisition"])
+    for acquisition in in_order(curves["acquisition"]):
+        rows = curves[curves["acquisition"] == acquisition]
+        ax.scatter(rows[x], rows["score"], s=10, color=colors[acquisition], alpha=0.35, linewidth=0)
+        _draw_runs(ax, rows, x, "smoothed", name_of(acquisition), color=colors[acquisition])
+    ax.set_xlim(0, float(curves[x].max()) * 1.02)
+    if all_labels is not None:
+        _draw_runs(ax, all_labels, x, "smoothed", "100 % labels", color="0.2", linestyle="-.", linewidth=1.2)
+    _draw_references(ax, references)
+    ax.set(ylabel=LABELS["smoothed"])
     return _finish(ax, x)
 
 
-def _finish(ax: Axes, x: str) -> Axes:
-    """The x axis in thousands or millions, and a legend in which several runs of one function stand once."""
-    ax.set_xlabel(LABELS[x])
+def plot_shares(curves: pd.DataFrame, *, x: str = "labels_used", ax: Axes | None = None) -> Axes:
+    """Normalised score of one function, a line or band per share of the pool; x on a log scale."""
+    ax = ax or plt.gca()
+    for share, rows in curves.groupby("query_fraction"):
+        color = plt.get_cmap("viridis_r")(float(share) ** 0.4)  # type: ignore[arg-type]
+        _draw_runs(ax, rows, x, "normalised", percent(float(share)), color=color)  # type: ignore[arg-type]
+    ax.set(ylabel=LABELS["normalised"])
+    return _log_counts(_finish(ax, x))
+
+
+def plot_metric(
+    metrics: pd.DataFrame, column: str, *, x: str = "agent_steps", log: bool = False, ax: Axes | None = None
+) -> Axes:
+    """One column of the metrics (as `load_runs`) against steps or labels: seeds or bands as in `plot_curves`."""
+    ax = ax or plt.gca()
+    colors = palette(metrics["acquisition"])
+    for acquisition in in_order(metrics["acquisition"]):
+        rows = metrics[metrics["acquisition"] == acquisition]
+        _draw_runs(ax, rows, x, column, name_of(acquisition), color=colors[acquisition])
+    ax.set(ylabel=LABELS.get(column, column.replace("_", " ")))
+    if log:
+        ax.set_yscale("log")
+        _log_ticks(ax.yaxis, StrMethodFormatter("{x:g}"))
+    return _finish(ax, x)
+
+
+def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Labels (or steps) at which each run first reached a threshold, all shares and functions of a game in one plot.
+
+    `thresholds`: as `aamlib.comparison.thresholds`, of one game, threshold and x. A bar is the interval between two
+    evaluations; an arrow starts where a run ended without reaching the threshold.
+    """
+    ax = ax or plt.gca()
+    colors, places = palette(thresholds["acquisition"]), _rows(ax, thresholds)
+    for treatment, rows in thresholds.groupby(["query_fraction", "acquisition"]):
+        offsets = np.linspace(-0.3, 0.3, len(rows)) if len(rows) > 1 else [0.0]
+        color = colors[str(treatment[1])]
+        for offset, after, by in zip(offsets, rows["after"], rows["by"], strict=True):
+            y = places[treatment] + offset
+            if np.isfinite(by):
+                ax.plot([after, by], [y, y], color=color, linewidth=3, solid_capstyle="butt")
+            else:
+                ax.plot(after, y, marker=">", color=color, markerfacecolor="none", markersize=6)
+    ax.set_xlabel(LABELS[str(thresholds["x"].iloc[0])])
+    if thresholds["query_fraction"].nunique() > 1:  # their labels differ by orders of magnitude
+        return _log_counts(ax)
+    _show(ax, 0.0)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    handles, names = ax.get_legend_handles_labels()
-    ax.legend(dict(zip(names, handles, strict=True)).values(), dict.fromkeys(names), fontsize="small")
+    return ax
+
+
+def plot_areas(areas: pd.DataFrame, estimates: pd.DataFrame, *, x: str = "agent_steps", ax: Axes | None = None) -> Axes:
+    """Mean normalised score of each run (pale dot), and of each function with its interval (from five seeds on).
+
+    `areas`, `estimates`: as `aamlib.comparison.areas` and `estimates`, of one game.
+    """
+    ax = ax or plt.gca()
+    colors, places = palette(areas["acquisition"]), _rows(ax, areas)
+    for treatment, rows in areas.groupby(["query_fraction", "acquisition"]):
+        y, color = places[treatment], colors[str(treatment[1])]
+        ax.scatter(rows[f"area_{x}"], np.full(len(rows), y), s=30, color=color, alpha=0.5, linewidth=0)
+    bars = estimates.dropna(subset=["low"])[["query_fraction", "acquisition", "iqm", "low", "high"]]
+    for share, acquisition, middle, low, high in bars.to_numpy():
+        y, color = places[share, acquisition], colors[acquisition]
+        ax.plot([low, high], [y, y], color=color, linewidth=2)
+        ax.plot(middle, y, marker="|", color=color, markersize=14, markeredgewidth=2.5)
+    _show(ax, 0.0, 1.0)  # random play and the expert
+    ax.set(xlabel=f"mean normalised score over {x.replace('_', ' ')}")
+    return ax
+
+
+def plot_phases(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Mean seconds per round of each phase, a stacked bar per share and function; the warm-up is left out."""
+    ax = ax or plt.gca()
+    rounds = metrics[metrics["round"] > 0]
+    places = _rows(ax, rounds)
+    columns = [name for name in metrics.columns.astype(str) if name.startswith("seconds_")]
+    means = rounds[columns].fillna(0).groupby([rounds["query_fraction"], rounds["acquisition"]]).mean()
+    y, left = [places[treatment] for treatment in means.index], np.zeros(len(means))
+    for column, color in zip(columns, sns.color_palette("viridis", len(columns)), strict=True):
+        style: dict[str, Any] = {"color": color, "edgecolor": "white", "linewidth": 0.5}
+        bars = ax.barh(y, means[column], left=left, label=column.removeprefix("seconds_"), **style)
+        left = left + means[column].to_numpy()
+    ax.bar_label(bars, labels=[f"{total:.1f}" for total in left], padding=4)
+    ax.margins(x=0.1)
+    ax.set(xlabel="seconds per round, mean")
+    ax.legend(ncols=len(columns), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize="small")
     return ax
 
 
@@ -86,6 +216,70 @@ def plot_seconds(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.margins(x=0.12)
     ax.invert_yaxis()
     return ax
+
+
+def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style: Any) -> None:
+    """The runs of one function: each a line, or from five on their interquartile mean in its interval's band."""
+    known = rows.dropna(subset=[y])
+    seeds = known["run"].nunique()
+    shared = known.pivot(index="agent_steps", columns="run", values=y).dropna()  # steps that every run reached
+    if seeds < stats.MIN_SEEDS or shared.empty:
+        label = f"{label}, {seeds} seeds" if seeds > 1 else label
+        for _, run in known.groupby("run"):
+            ax.plot(run[x], run[y], label=label, **{"linewidth": 1.5, **style})
+        return
+    xs = known.groupby("agent_steps")[x].mean().loc[shared.index]
+    values = shared.to_numpy().T  # (seeds, evaluations)
+    low, high = stats.interval(stats.iqm, values)
+    ax.fill_between(xs, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    ax.plot(xs, stats.iqm(values, axis=0), label=f"{label}, IQM of {seeds} seeds", **{"linewidth": 2, **style})
+
+
+def _draw_references(ax: Axes, references: Mapping[str, float] | None) -> None:
+    for (name, score), style in zip((references or {}).items(), ("--", ":"), strict=False):
+        ax.axhline(score, linestyle=style, color="0.3", linewidth=1, label=f"{name} ({score:.1f})")
+
+
+def _finish(ax: Axes, x: str) -> Axes:
+    """The x axis in thousands or millions, and a legend in which several runs of one function stand once."""
+    ax.set_xlabel(LABELS[x])
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    handles, names = ax.get_legend_handles_labels()
+    ax.legend(dict(zip(names, handles, strict=True)).values(), dict.fromkeys(names), fontsize="small")
+    return ax
+
+
+def _log_counts(ax: Axes) -> Axes:
+    ax.set_xscale("log")
+    _log_ticks(ax.xaxis, EngFormatter(sep=""))
+    return ax
+
+
+def _show(ax: Axes, *xs: float) -> None:
+    ax.update_datalim([(x, 0) for x in xs], updatey=False)  # unlike set_xlim, leaves the axis free to grow
+    ax.autoscale_view(scaley=False)
+
+
+def _log_ticks(axis: Axis, formatter: Formatter) -> None:
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(formatter)
+
+
+def _rows(ax: Axes, table: pd.DataFrame) -> dict[Any, float]:
+    """A horizontal row per share and function, shares set apart: their y, top down, and the axis labelled so."""
+    places: dict[Any, float] = {}
+    y = 0.0
+    for share, rows in table.groupby("query_fraction"):
+        for acquisition in in_order(rows["acquisition"]):
+            places[share, acquisition] = y
+            y += 1
+        y += 0.6
+    ax.set_yticks(list(places.values()), [f"{name_of(name)}, {percent(share)}" for share, name in places])
+    ax.set_ylim(y - 1, -0.6)
+    ax.grid(axis="y", color="0.92")
+    ax.set_axisbelow(True)
+    return places
 
 
 def mosaic(stacks: np.ndarray, columns: int = 10) -> np.ndarray:

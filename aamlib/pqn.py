@@ -63,9 +63,10 @@ class PQNConfig(Config):
 def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     """Train an expert, or go on with an interrupted training; the same call does both.
 
-    Returns the moving average with the best evaluation score. The choice uses games of `seed=config.seed`: score it on
-    another seed before you publish a number. `run_dir` keeps config.json, curve.csv (agent_steps, training score,
-    evaluation score, loss, mean target, seconds) and checkpoint.pt. A resumed training starts new games.
+    Returns the moving average at the end, when the learning rate has fallen to 0. No checkpoint is chosen by its score:
+    the best of many noisy evaluations need not be the best network. `run_dir` keeps config.json, curve.csv
+    (agent_steps, training score, evaluation score, loss, mean target, seconds) and checkpoint.pt. A resumed training
+    starts new games.
 
     Raises
     ------
@@ -92,8 +93,7 @@ class _Training:
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
         self.rollout = _Rollout(config)
-        self.step, self.seconds, self.best_score = 0, 0.0, -float("inf")
-        self.best = self.network.state_dict()
+        self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, float]] = []
         if self.checkpoint.exists():
             self.load()
@@ -132,7 +132,7 @@ class _Training:
                     )
                     self.save()
         self.envs.close()
-        self.network.load_state_dict(self.best)
+        self.network.load_state_dict(self.average.module.state_dict())
         return self.network.eval()
 
     def act(self) -> None:
@@ -178,12 +178,9 @@ class _Training:
         return targets, float(np.mean(losses))
 
     def evaluate(self) -> float:
-        """Mean score of the moving average over whole games; the best weights so far are kept."""
+        """Mean score of the moving average over whole games."""
         config = self.config
         scores = evaluate(self.average, config.game, config.evaluation_episodes, seed=config.seed, device=config.device)
-        if scores.mean() >= self.best_score:
-            self.best_score = float(scores.mean())
-            self.best = {name: value.clone() for name, value in self.average.module.state_dict().items()}
         return float(scores.mean())
 
     def training_score(self) -> float:
@@ -192,7 +189,7 @@ class _Training:
 
     def save(self) -> None:
         """Write the checkpoint and the learning curve."""
-        content = {name: getattr(self, name) for name in ("step", "seconds", "curve", "best", "best_score")}
+        content = {name: getattr(self, name) for name in ("step", "seconds", "curve")}
         for name in ("network", "average", "optimiser"):
             content[name] = getattr(self, name).state_dict()
         write_torch(self.checkpoint, {**content, "random_state": torch.get_rng_state()})
@@ -201,7 +198,7 @@ class _Training:
     def load(self) -> None:
         """Go on from the checkpoint. Raises RunFolderError if it cannot be read."""
         saved = read_torch(self.checkpoint)
-        for name in ("step", "seconds", "curve", "best", "best_score"):
+        for name in ("step", "seconds", "curve"):
             setattr(self, name, saved[name])
         for name in ("network", "average", "optimiser"):
             getattr(self, name).load_state_dict(saved[name])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import platform
 import time
@@ -55,6 +56,7 @@ METRICS = {
     "seconds_diagnose": "wall time of probe sets and recorded selection",
     "seconds_evaluate": "wall time of the evaluation",
     "seconds_save": "wall time of writing the checkpoint of the round before",
+    "memory_mb": "resident memory of the process at the round's end, MiB",
     "resumed": "1 in the first round after a resume, which starts new games",
 }
 
@@ -67,27 +69,43 @@ EVALUATIONS = {
     "score": "unclipped score of the whole game",
 }
 
+_COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")  # known in every round
+_IDENTITY: dict[str, Any] = {"game": str, "acquisition": str, "query_fraction": int | float, "seed": int}
 
-def open_run(run_dir: Path, settings: Mapping[str, Any], *, may_raise: Collection[str]) -> None:
-    """Record the settings in config.json, or check that they are those the folder was made with.
 
-    Settings named in `may_raise` may be higher than before. Raises RunFolderError, naming each setting that differs.
+MAY_RAISE = ("total_steps", "label_budget")  # settings with which a run goes on when they are higher than before
+
+
+def open_run(run_dir: Path, settings: Mapping[str, Any], *, may_raise: Collection[str] = MAY_RAISE) -> None:
+    """Record the settings in config.json, after `check_settings`."""
+    check_settings(run_dir, settings, may_raise=may_raise)
+    write_json(run_dir / "config.json", dict(settings))
+
+
+def check_settings(run_dir: Path, settings: Mapping[str, Any], *, may_raise: Collection[str] = MAY_RAISE) -> None:
+    """Raise RunFolderError, naming each setting that differs, if the folder was made with settings other than these.
+
+    Settings named in `may_raise` may be higher than before; None is no limit.
     """
-    path = run_dir / "config.json"
-    if path.exists():
-        before = read_config(run_dir)
-        differing = [
-            f"{name} = {settings.get(name)!r} (the folder has {before.get(name)!r})"
-            for name in sorted({*settings, *before})
-            if settings.get(name) != before.get(name)
-            and not (name in may_raise and name in before and settings[name] > before[name])
-        ]
-        if differing:
-            raise RunFolderError(
-                f"{run_dir} belongs to another configuration: {', '.join(differing)}; give the folder's own settings "
-                f"(only {', '.join(may_raise)} may be raised) or choose another folder."
-            )
-    write_json(path, dict(settings))
+    if not (run_dir / "config.json").exists():
+        return
+
+    def raised(name: str) -> bool:
+        if name not in may_raise or before.get(name) is None:
+            return False
+        return settings[name] is None or settings[name] > before[name]
+
+    before = read_config(run_dir)
+    differing = [
+        f"{name} = {settings.get(name)!r} (the folder has {before.get(name)!r})"
+        for name in sorted({*settings, *before})
+        if settings.get(name) != before.get(name) and not raised(name)
+    ]
+    if differing:
+        raise RunFolderError(
+            f"{run_dir} belongs to another configuration: {', '.join(differing)}; give the folder's own settings "
+            f"(only {', '.join(may_raise)} may be raised) or choose another folder."
+        )
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
@@ -97,6 +115,8 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{run_dir} is no run folder: config.json cannot be read ({error}).") from error
+    if not isinstance(settings, dict):
+        raise RunFolderError(f"{run_dir} is no run folder: config.json holds no settings but {str(settings)[:40]!r}.")
     return settings
 
 
@@ -118,13 +138,16 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """One row per round, columns as in `METRICS`."""
-        return pd.read_csv(self.dir / "metrics.csv")
+        """One row per round, columns as in `METRICS`. Raises RunFolderError if it cannot be read."""
+        table = _read_table(self.dir / "metrics.csv", METRICS, filled=_COUNTERS)
+        if table.empty:
+            raise RunFolderError(f"{self.dir} holds no round yet; go on with its run, or leave it out.")
+        return table
 
     @property
     def evaluations(self) -> pd.DataFrame:
-        """One row per evaluated game, columns as in `EVALUATIONS`."""
-        return pd.read_csv(self.dir / "evaluations.csv")
+        """One row per evaluated game, columns as in `EVALUATIONS`. Raises RunFolderError if it cannot be read."""
+        return _read_table(self.dir / "evaluations.csv", EVALUATIONS, filled=EVALUATIONS)
 
     def selection(self, number: int) -> pd.DataFrame:
         """The recorded states of a round, one row each.
@@ -150,40 +173,90 @@ class Run:
         return table
 
 
-def load_runs(root: str | Path) -> pd.DataFrame:
-    """Metrics of every run folder below `root` (or of `root` itself), tidy: one row per run and round.
+def load_runs(root: str | Path, *more: str | Path) -> pd.DataFrame:
+    """Metrics of every run folder below `root` (or of `root` itself, and of `more`): one row per run and round.
 
-    Columns: run (path below root), all settings, then `METRICS`. Raises RunFolderError if there is no run.
+    Columns: run (path below a single root, else as given), all settings, expert_sha256, then `METRICS`. Raises
+    RunFolderError if there is no run, or if a folder is damaged or of another version.
     """
-    table = _load(root, "metrics")
+    table = _load([root, *more], "metrics")
     settings = [str(name) for name in table if name not in METRICS and name != "run"]
     return table[["run", *settings, *METRICS]]
 
 
-def load_evaluations(root: str | Path) -> pd.DataFrame:
-    """Evaluated games of every run folder below `root` (or of `root` itself), tidy: one row per run and game.
+def load_evaluations(root: str | Path, *more: str | Path) -> pd.DataFrame:
+    """Evaluated games of every run folder below `root`, as `load_runs` finds them: one row per run and game.
 
-    Columns: run, `EVALUATIONS`, then all settings. Raises RunFolderError if there is no run.
+    Columns: run, `EVALUATIONS`, then all settings and expert_sha256. Raises RunFolderError as `load_runs` does.
     """
-    return _load(root, "evaluations")
+    return _load([root, *more], "evaluations")
 
 
-def _load(root: str | Path, table: str) -> pd.DataFrame:
-    root = Path(root)
-    runs = sorted(path.parent for path in root.rglob("metrics.csv"))
-    if not runs:
-        raise RunFolderError(f"no runs below {root}; give a folder that holds run folders (with metrics.csv in each).")
+def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
-    for run_dir in runs:
-        run = Run(run_dir)
-        tables.append(getattr(run, table).assign(run=str(run_dir.relative_to(root)), **run.config))
+    for name, run_dir in _find_runs([Path(root) for root in roots]).items():
+        settings = read_config(run_dir)
+        if absent := [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]:
+            raise RunFolderError(
+                f"{run_dir} was written by another version of aamlib, or is no experiment: config.json has no usable "
+                f"{', '.join(absent)}. Read it with the version that wrote it, or leave it out."
+            )
+        starts = read_starts(run_dir)
+        settings["expert_sha256"] = starts[0].get("expert_sha256") if starts else None
+        scalars = {
+            key: value if value is None or isinstance(value, str | int | float) else str(value)
+            for key, value in settings.items()
+        }
+        tables.append(getattr(Run(run_dir), table).assign(run=name, **scalars))
     return pd.concat(tables, ignore_index=True)
 
 
+def _find_runs(roots: list[Path]) -> dict[str, Path]:
+    """Run folders by name."""
+    runs = {}
+    for root in roots:
+        found = sorted(path.parent for path in root.rglob("metrics.csv"))
+        if not found:
+            what = f"no runs below {root}" if root.is_dir() else f"no folder {root}"
+            raise RunFolderError(f"{what}; give a folder that holds run folders (with metrics.csv in each).")
+        for run_dir in found:
+            below = run_dir.relative_to(root).as_posix() if run_dir != root else root.absolute().name
+            runs[below if len(roots) == 1 else str(run_dir)] = run_dir
+    return runs
+
+
+def _read_table(path: Path, columns: Collection[str], filled: Collection[str]) -> pd.DataFrame:
+    """A table of numbers with the given columns, some of them filled in every row."""
+    advice = "Copy the run folder again, go on with its run, which writes the file anew, or leave it out."
+    try:
+        content = path.read_bytes()
+        table = pd.read_csv(io.BytesIO(content))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read ({str(error).strip().splitlines()[0]}). {advice}") from error
+    if absent := [name for name in columns if name not in table]:
+        raise RunFolderError(
+            f"{path} has no column {', '.join(absent)}: it was written by another version of aamlib, or is damaged. "
+            "Read it with the version that wrote it, or leave the run out."
+        )
+    table = table.astype(float) if table.empty else table
+    if (wrong := [name for name in columns if table[name].dtype.kind not in "if"]) or not content.endswith(b"\n"):
+        what = f"holds something other than numbers in {', '.join(wrong)}" if wrong else "ends in the middle of a line"
+        raise RunFolderError(f"{path} {what}: it is damaged, or was copied by half. {advice}")
+    if empty := [name for name in filled if table[name].isna().any()]:
+        raise RunFolderError(f"{path} has rows without {', '.join(empty)}: it is damaged. {advice}")
+    return table
+
+
 def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The entries of environment.json: versions, threads, precision and expert at each start of the run; [] if none."""
+    """The entries of environment.json: versions, threads, precision and expert at each start of the run; [] if none.
+
+    Raises RunFolderError if it cannot be read.
+    """
     path = Path(run_dir) / "environment.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        return json.loads(path.read_text()) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read ({error}); copy it again, or remove it.") from error
 
 
 def record_start(run_dir: Path, **facts: Any) -> None:

@@ -1,16 +1,27 @@
 """Experts on disk: what is saved comes back, and what is no expert is refused in one line."""
 
+import base64
+import dataclasses
 import hashlib
+import io
 import json
 import os
 import pickle
+import shutil
+import sys
+import zipfile
 
+import gymnasium
+import huggingface_hub.constants
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from stable_baselines3 import DQN, PPO
 
+import aamlib
 from aamlib import experts
-from aamlib.experts import EXPERTS_DIR, ExpertError, expert_path, load_expert, save_expert
+from aamlib.experts import EXPERTS_DIR, ExpertError, expert_path, fingerprint, load_expert, save_expert
 from aamlib.files import RunFolderError
 from aamlib.networks import NatureDQN
 
@@ -44,10 +55,11 @@ def refusal(name):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("conv_bias", [False, True])
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("n_actions", [4, 6])
-def test_loaded_expert_gives_the_same_q_values(tmp_path, n_actions, normalise):
-    network = NatureDQN(n_actions, normalise=normalise)
+def test_loaded_expert_gives_the_same_q_values(tmp_path, n_actions, normalise, conv_bias):
+    network = NatureDQN(n_actions, normalise=normalise, conv_bias=conv_bias)
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.05)  # biases and scales too, which start as zeros and ones
     states = torch.randint(256, (4, 4, 84, 84), dtype=torch.uint8)
@@ -61,9 +73,10 @@ def test_loaded_expert_is_frozen(saved):
     assert not any(weight.requires_grad for weight in expert.parameters())
 
 
-def test_card_keeps_what_it_was_given_and_adds_the_hash_of_the_weights(saved):
+def test_card_keeps_what_it_was_given_and_adds_the_hashes(saved, network):
     card = json.loads(saved.with_suffix(".json").read_text())
-    assert card == {**CARD, "sha256": hashlib.sha256(saved.read_bytes()).hexdigest()}
+    hashes = {"sha256": hashlib.sha256(saved.read_bytes()).hexdigest(), "weights_sha256": fingerprint(network)}
+    assert card == {**CARD, **hashes}
 
 
 def test_nothing_else_is_left_beside_weights_and_card(saved):
@@ -134,7 +147,7 @@ def test_pickle_is_refused_and_never_executed(tmp_path, network):
 
 def test_weights_that_do_not_fit_are_refused(saved):
     weights = {**safetensors.torch.load_file(saved), "trunk.0.weight": torch.zeros(2, 2)}
-    metadata = {"format": "aamlib-expert-1", "game": "pong", "normalise": "false"}
+    metadata = {"format": "aamlib-expert-1", "game": "pong"}
     safetensors.torch.save_file(weights, saved, metadata)
     assert "does not fit its network" in refusal(saved)
 
@@ -164,3 +177,145 @@ def test_card_that_cannot_be_written_leaves_no_weights_behind(tmp_path, network)
     with pytest.raises(TypeError):
         save_expert(tmp_path / "expert.safetensors", network, {"game": "pong", "curve": object()})
     assert list(tmp_path.iterdir()) == []
+
+
+# Experts of others.
+
+
+class Screens(gymnasium.Env):
+    """Games that show noise: just enough to make a model of Stable-Baselines3."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+
+    def __init__(self, n_actions=6):
+        self.action_space = gymnasium.spaces.Discrete(n_actions)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+
+@pytest.fixture(scope="module")
+def sb3_zip(tmp_path_factory):
+    """A model's Q-network, and the zip that Stable-Baselines3 itself saved."""
+    path = tmp_path_factory.mktemp("sb3") / "dqn.zip"
+    model = DQN("CnnPolicy", Screens(), buffer_size=1, device="cpu", seed=0)
+    model.save(path)
+    return model.q_net, path
+
+
+def rewrite(source, target, **files):
+    """Copy a zip with some of its files replaced, or left out when None."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            if (content := files.get(name.partition(".")[0], old.read(name))) is not None:
+                new.writestr(name, content)
+    return target
+
+
+def test_stable_baselines3s_dqn_gives_the_same_q_values(sb3_zip):
+    q_net, path = sb3_zip
+    states = torch.randint(256, (8, 4, 84, 84), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(load_expert(path)(states), q_net(states))
+
+
+def test_stable_baselines3s_dqn_labels_a_run(tiny, sb3_zip, tmp_path):
+    path = shutil.copy(sb3_zip[1], tmp_path)
+    run = aamlib.distill(dataclasses.replace(tiny, expert=str(path)), tmp_path / "run")
+    assert run.status == "finished"
+
+
+def test_stable_baselines3s_dqn_for_another_game_is_refused(tiny, tmp_path):
+    DQN("CnnPolicy", Screens(4), buffer_size=1, device="cpu").save(tmp_path / "four.zip")
+    with pytest.raises(ExpertError, match="has 4 actions, but pong has 6"):
+        aamlib.distill(dataclasses.replace(tiny, expert=str(tmp_path / "four.zip")), tmp_path / "run")
+
+
+def test_hostile_pickles_in_a_zip_are_never_executed(sb3_zip, tmp_path):
+    trap = pickle.dumps(Trap(tmp_path / "sprung"), protocol=2)
+    data = json.dumps({"policy_class": {":type:": "x", ":serialized:": base64.b64encode(trap).decode()}})
+    with_hostile_data = rewrite(sb3_zip[1], tmp_path / "data.zip", data=data, pytorch_variables=trap)
+    assert load_expert(with_hostile_data).n_actions == 6  # never looked at
+    buffer = io.BytesIO()
+    torch.save({"q_net.q_net.0.weight": Trap(tmp_path / "sprung")}, buffer)
+    for name, policy in (("raw", trap), ("saved", buffer.getvalue())):
+        message = refusal(rewrite(sb3_zip[1], tmp_path / f"{name}.zip", policy=policy))
+        assert "nothing in it was executed" in message
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+def test_truncated_zip_is_refused(sb3_zip, tmp_path, share):
+    whole = sb3_zip[1].read_bytes()
+    (tmp_path / "short.zip").write_bytes(whole[: int(share * len(whole))])
+    assert "may be truncated" in refusal(tmp_path / "short.zip")
+
+
+def test_zip_without_a_policy_is_refused(sb3_zip, tmp_path):
+    assert "no readable zip of Stable-Baselines3" in refusal(rewrite(sb3_zip[1], tmp_path / "x.zip", policy=None))
+
+
+def test_another_algorithm_is_refused(tmp_path):
+    PPO("CnnPolicy", Screens(), n_steps=2, batch_size=2, device="cpu").save(tmp_path / "ppo.zip")
+    assert "another policy than a DQN with NatureCNN" in refusal(tmp_path / "ppo.zip")
+
+
+def test_hub_without_network_says_how_to_fetch_by_hand(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = refusal("hub:sb3/dqn-PongNoFrameskip-v4")
+    assert "sb3/dqn-PongNoFrameskip-v4 cannot be fetched" in message
+    assert "download dqn-PongNoFrameskip-v4.zip from https://huggingface.co/sb3/dqn-PongNoFrameskip-v4" in message
+
+
+def test_hub_gives_the_zip_of_the_repository(monkeypatch, sb3_zip):
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or str(sb3_zip[1]))
+    assert load_expert("hub:sb3/dqn-PongNoFrameskip-v4").n_actions == 6
+    assert asked == [("sb3/dqn-PongNoFrameskip-v4", "dqn-PongNoFrameskip-v4.zip")]
+
+
+def test_hub_without_its_library_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "aamlib[hub]" in refusal("hub:sb3/dqn-PongNoFrameskip-v4")
+
+
+class Bright(torch.nn.Module):
+    """A module of a user's own: any network with Q-values will do."""
+
+    def __init__(self, n_actions=6):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, n_actions)
+
+    def forward(self, states):
+        return self.layer(states.float().mean(dim=(2, 3)) / 255)
+
+
+def test_any_module_is_an_expert(tiny, tmp_path):
+    expert = load_expert(Bright())
+    assert expert.n_actions == 6
+    assert not any(weight.requires_grad for weight in expert.parameters())
+    run = aamlib.distill(tiny, tmp_path / "run", expert=expert)
+    recorded = run.selection(1).dropna(subset=["frames"])
+    q = expert(torch.from_numpy(np.stack(recorded["frames"].to_list())))
+    np.testing.assert_allclose(np.stack(recorded["expert_q"].to_list()), q, rtol=1e-5)
+    with pytest.raises(RunFolderError, match="other weights"):
+        aamlib.distill(dataclasses.replace(tiny, total_steps=1_000), tmp_path / "run", expert=Bright())
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (torch.nn.Linear(84, 6), "failed"),
+        (torch.nn.Flatten(), r"returned torch.uint8 \(2, 28224\)"),
+        (torch.nn.Unflatten(1, (2, 2)), r"returned torch.uint8 \(2, 2, 2, 84, 84\)"),
+    ],
+)
+def test_module_that_gives_no_q_values_is_refused(module, reason):
+    with pytest.raises(ExpertError, match=reason):
+        load_expert(module)
+
+
+def test_fingerprint_is_that_of_the_weights_alone(saved, network):
+    assert fingerprint(load_expert(saved)) == fingerprint(network)
+    assert fingerprint(network) != fingerprint(NatureDQN(6))

@@ -13,7 +13,8 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
     "01_train_expert": {*aamlib.PQNConfig.names(), "run_dir", "output", "card_episodes", "card_seed"},
     "02_run_experiment": {*aamlib.ExperimentConfig.names(), "preset", "run_dir"},
-    "04_compare_runs": {"runs", "figures"},
+    "03_run_batch": {"grid", "out", "dry_run", "measured", "side_by_side", "threads", "scheduler", "retries"},
+    "04_compare_runs": {"runs", "select", "references", "figures"},
     "05_expert_q_values": {
         "game",
         "expert",
@@ -87,16 +88,6 @@ def test_run_experiment(tiny, tmp_path):
     for name in ("curves.png", "queried.gif", "metrics.csv", "student.safetensors"):
         assert (tmp_path / "run" / name).stat().st_size > 0
         assert name in text or name == "student.safetensors"
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-def test_compare_runs(with_settings, tmp_path):
-    for acquisition in ("bald", "random"):
-        aamlib.distill(with_settings(acquisition=acquisition), tmp_path / "runs" / acquisition)
-    figures = tmp_path / "figures"
-    execute("04_compare_runs", tmp_path, runs=str(tmp_path / "runs"), figures=str(figures))
-    assert {path.name for path in figures.iterdir()} == {"pong_MC_10_reward.png", "pong_MC_10_loss.png"}
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_scores_are_one_line_per_run_through_the_means_and_one_legend_entry_per_
     for line in runs:
         assert line.get_xdata().tolist() == [10, 20]
         assert line.get_ydata().tolist() == [1.5, 3.0]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["bald", "random", "expert (19.0)"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["BALD", "random", "expert (19.0)"]
     assert runs[0].get_color() == runs[1].get_color() != runs[2].get_color()
 
 
@@ -48,6 +48,100 @@ def test_rounds_without_a_value_leave_no_gap_at_zero(ax):
     plots.plot_metric(metrics, "loss", ax=ax)
     assert ax.get_lines()[0].get_ydata().tolist() == [5.0, 7.0]
     assert "nats" in ax.get_ylabel()
+
+
+@pytest.fixture
+def curves():
+    """Two functions, `bald` with five seeds and `mine:own` with two, of which one ended early."""
+    runs = [("bald", seed, 3) for seed in range(5)] + [("mine:own", 0, 3), ("mine:own", 1, 2)]
+    rows = [
+        (f"{acquisition}-{seed}", acquisition, 0.1, step * 100, step * 10, step * 10.0 + seed, step / 10 + seed)
+        for acquisition, seed, evaluations in runs
+        for step in range(1, evaluations + 1)
+    ]
+    columns = ["run", "acquisition", "query_fraction", "agent_steps", "labels_used", "smoothed", "normalised"]
+    return pd.DataFrame(rows, columns=columns).assign(score=lambda table: table["smoothed"] + 1)
+
+
+def test_five_seeds_are_a_line_in_a_band_and_fewer_a_line_each(ax, curves):
+    plots.plot_curves(curves, {"expert": 19.0, "random play": -20.0}, x="labels_used", ax=ax)
+    (middle, *seeds), references = ax.get_lines()[:3], ax.get_lines()[3:]
+    assert middle.get_xdata().tolist() == [10, 20, 30]
+    assert middle.get_ydata().tolist() == [12, 22, 32], "the mean of the middle three of five"
+    assert [line.get_ydata().tolist() for line in seeds] == [[10, 20, 30], [11, 21]]
+    band = ax.collections[1].get_paths()[0].get_extents()
+    assert 10 <= band.y0 < 12
+    assert 32 < band.y1 <= 34
+    assert [line.get_ydata()[0] for line in references] == [19, -20]
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["BALD, IQM of 5 seeds", "own, 2 seeds", "expert (19.0)", "random play (-20.0)"]
+    assert middle.get_color() != seeds[0].get_color() == seeds[1].get_color()
+
+
+def test_a_band_ends_where_the_shortest_run_does(ax, curves):
+    curves = curves[(curves["acquisition"] == "bald") & ((curves["run"] != "bald-4") | (curves["agent_steps"] < 300))]
+    plots.plot_metric(curves, "smoothed", ax=ax)
+    assert ax.get_lines()[0].get_xdata().tolist() == [100, 200]
+
+
+def test_each_share_is_a_line_of_its_colour(ax, curves):
+    own = curves[curves["acquisition"] == "mine:own"]
+    larger = own.assign(query_fraction=0.4, run=own["run"] + "-40")
+    plots.plot_shares(pd.concat([own, larger]), ax=ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["10 %, 2 seeds", "40 %, 2 seeds"]
+    assert len({str(line.get_color()) for line in ax.get_lines()}) == 2
+    assert ax.get_xscale() == "log"
+
+
+def test_whole_pool_is_a_reference_that_does_not_widen_the_axis(ax, curves):
+    whole = curves[curves["run"] == "bald-0"].assign(labels_used=lambda table: table["labels_used"] * 10)
+    plots.plot_curves(curves, x="labels_used", all_labels=whole, ax=ax)
+    assert "100 % labels" in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert ax.get_xlim()[1] < 40
+
+
+def test_runs_that_never_reached_a_threshold_are_shown_where_they_ended(ax):
+    table = pd.DataFrame(
+        [("bald", 0.1, 10.0, 20.0), ("bald", 0.1, 30.0, np.inf), ("random", 0.4, 5.0, 50.0)],
+        columns=["acquisition", "query_fraction", "after", "by"],
+    ).assign(x="labels_used", threshold=0.5)
+    plots.plot_thresholds(table, ax=ax)
+    reached, censored, other = ax.get_lines()
+    assert reached.get_xdata().tolist() == [10, 20]
+    assert (list(censored.get_xdata()), censored.get_marker()) == ([30], ">")
+    assert other.get_xdata().tolist() == [5, 50]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["BALD, 10 %", "random, 40 %"]
+
+
+def test_panels_that_share_an_axis_show_all_of_their_thresholds():
+    figure, axes = plt.subplots(1, 2, sharex=True)
+    for ax, by in zip(axes, (20.0, 90.0), strict=True):
+        table = {"acquisition": "bald", "query_fraction": 0.1, "after": by - 10, "by": by, "x": "labels_used"}
+        plots.plot_thresholds(pd.DataFrame([table]), ax=ax)
+    assert axes[0].get_xlim()[0] <= 0 < 90 <= axes[0].get_xlim()[1]
+    plt.close(figure)
+
+
+def test_areas_show_each_seed_and_an_interval_where_there_is_one(ax):
+    areas = pd.DataFrame({"acquisition": ["bald"] * 5 + ["random"], "query_fraction": 0.1})
+    areas["area_agent_steps"] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.3]
+    estimates = pd.DataFrame(
+        [("bald", 0.1, 0.7, 0.6, 0.8), ("random", 0.1, 0.3, np.nan, np.nan)],
+        columns=["acquisition", "query_fraction", "iqm", "low", "high"],
+    )
+    plots.plot_areas(areas, estimates, ax=ax)
+    assert [points.get_offsets()[:, 0].tolist() for points in ax.collections] == [[0.5, 0.6, 0.7, 0.8, 0.9], [0.3]]
+    interval, middle = ax.get_lines()
+    assert interval.get_xdata().tolist() == [0.6, 0.8]
+    assert list(middle.get_xdata()) == [0.7]
+    assert ax.get_xlim()[0] <= 0 < 1 <= ax.get_xlim()[1]
+
+
+def test_phases_are_stacked_means_over_rounds_without_the_warm_up(ax):
+    metrics = pd.DataFrame({"acquisition": "bald", "query_fraction": 0.1, "round": [0, 1, 2]})
+    metrics = metrics.assign(seconds_act=[100.0, 2.0, 4.0], seconds_evaluate=[np.nan, np.nan, 10.0])
+    plots.plot_phases(metrics, ax=ax)
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 3), (3, 5)]
 
 
 def test_seconds_add_up_to_minutes_per_phase(ax):

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 import aamlib
-from aamlib.runs import METRICS
+from aamlib.runs import METRICS, check_settings, open_run
 
 pytestmark = pytest.mark.slow
 
@@ -28,3 +28,13 @@ def test_what_is_not_there_is_said_in_one_sentence(tiny, tmp_path):
     run = aamlib.distill(tiny, tmp_path / "run")
     with pytest.raises(aamlib.RunFolderError, match="no selection of round 9; it has rounds 1 to 4"):
         run.selection(9)
+
+
+def test_a_horizon_may_only_be_raised_and_none_is_no_limit(tmp_path):
+    open_run(tmp_path, {"total_steps": 10, "label_budget": 5})
+    check_settings(tmp_path, {"total_steps": 11, "label_budget": None})
+    with pytest.raises(aamlib.RunFolderError, match=r"label_budget = 4 \(the folder has 5\)"):
+        check_settings(tmp_path, {"total_steps": 10, "label_budget": 4})
+    open_run(tmp_path, {"total_steps": 10, "label_budget": None})
+    with pytest.raises(aamlib.RunFolderError, match=r"label_budget = 5 \(the folder has None\)"):
+        open_run(tmp_path, {"total_steps": 10, "label_budget": 5})

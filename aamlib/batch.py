@@ -1,0 +1,246 @@
+"""Batches: every cell of a grid is the experiment notebook, executed by papermill in a run folder of its own.
+
+Start reading at `run_batch`; `aamlib/workers.py` holds what happens to a single cell. From a shell:
+`python -m aamlib.batch GRID.toml FOLDER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+from tqdm import tqdm
+
+from aamlib.config import ConfigError, preset
+from aamlib.experts import ExpertError
+from aamlib.files import RunFolderError
+from aamlib.grids import Cell, describe_total, estimate, plan
+from aamlib.runs import check_settings, load_runs
+from aamlib.workers import Outcome, is_done, open_pool, read_progress
+
+_SHARE = 0.05  # of the time that may go into reading the folders: thousands, perhaps on a network share
+
+
+def run_batch(
+    grid: str | Path | Mapping[str, Any] | list[Cell],
+    out: str | Path,
+    *,
+    side_by_side: int | None = None,
+    threads: int | None = None,
+    scheduler: str | None = None,
+    retries: int = 2,
+) -> pd.DataFrame:
+    """Run every cell of a grid that is not done yet; the same call finishes an interrupted batch.
+
+    A cell whose notebook raises keeps the notebook with its error, and the others go on. A cell whose kernel or worker
+    is lost is resumed, until it is lost `retries` + 1 times in a row without having completed a round. Ctrl-C, or
+    the stop button, ends all kernels; their run folders go on with the same call.
+
+    Parameters
+    ----------
+    grid:
+        TOML file or dict, see `aamlib.grids`; or the cells that `plan` returned.
+    out:
+        Folder of the run folders; on a cluster, one that all workers see under the same path.
+    side_by_side, threads:
+        Cells at a time on this machine, and processor threads for each. None: as many cells as there are processors,
+        and an equal share of the processors for each. `measure_layouts` tells what is fastest.
+    scheduler:
+        Address of a Dask scheduler, such as tcp://head:8786, or None for this machine. Its workers set how many cells
+        run at a time: start each with one thread (`dask worker --nthreads 1`).
+
+    Returns one row per cell: state (done, failed, interrupted), rounds, agent_steps, score, attempts in this call,
+    error, notebook. Raises, before anything has started, ConfigError for an unusable grid or a scheduler that does not
+    answer, ExpertError for a game without an expert, RunFolderError for a folder made with other settings.
+    """
+    cells = grid if isinstance(grid, list) else plan(grid, out)
+    for name, value, least in (("side_by_side", side_by_side, 1), ("threads", threads, 1), ("retries", retries, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} = {value} is out of range; give at least {least}.")
+    unfinished = {cell.name: cell for cell in cells if not is_done(cell)}
+    for cell in unfinished.values():
+        check_settings(cell.run_dir, cell.config.asdict())
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    side_by_side = side_by_side or max(1, min(len(unfinished), processors // (threads or 1)))
+    threads = threads or max(1, processors // side_by_side)
+
+    outcomes = {cell.name: Outcome("done") for cell in cells if cell.name not in unfinished}
+    attempts = dict.fromkeys((cell.name for cell in cells), 0)
+    losses: dict[str, tuple[int, int]] = {}  # per cell: losses in a row, and the round at which they began
+    with (
+        open_pool(scheduler, side_by_side, str(Path(out).absolute())) as pool,
+        BatchView(cells, pool.dashboard) as view,
+    ):
+        try:
+            for cell in unfinished.values():
+                pool.submit(cell, threads)
+            while unfinished:
+                view.update({name: outcome.state for name, outcome in outcomes.items()})
+                if (ended := pool.wait(seconds=1.0)) is None:
+                    continue
+                cell, outcome = ended
+                attempts[cell.name] += 1
+                if outcome.state == "lost":
+                    reached = read_progress(cell.run_dir).get("round", 0)
+                    times, began = losses.get(cell.name, (0, reached))
+                    losses[cell.name] = times, began = (times + 1, began) if reached == began else (1, reached)
+                    if times <= retries:
+                        view.say(f"{cell.name}: {outcome.error}; it goes on after round {reached}")
+                        pool.submit(cell, threads)
+                        continue
+                    outcome = Outcome("failed", f"{outcome.error}; lost {times} times without completing a round")
+                outcomes[cell.name] = outcome
+                del unfinished[cell.name]
+                view.say(f"{cell.name}: {outcome.state} {outcome.error}".rstrip())
+        except (KeyboardInterrupt, ConnectionError) as reason:
+            pool.stop()
+            outcomes |= dict.fromkeys(unfinished, Outcome("interrupted"))
+            view.say(f"Stopped. {reason} The same call goes on with {len(unfinished)} cells.".replace("  ", " "))
+        view.update({name: outcome.state for name, outcome in outcomes.items()}, last=True)
+    return _summary(cells, outcomes, attempts)
+
+
+def _summary(cells: list[Cell], outcomes: dict[str, Outcome], attempts: dict[str, int]) -> pd.DataFrame:
+    rows = []
+    for cell in cells:
+        progress, outcome = read_progress(cell.run_dir), outcomes[cell.name]
+        rows.append(
+            {
+                "cell": cell.name,
+                "state": outcome.state,
+                "rounds": progress.get("round", 0),
+                "agent_steps": progress.get("agent_steps", 0),
+                "score": progress.get("score"),
+                "attempts": attempts[cell.name],
+                "error": outcome.error,
+                "notebook": str(cell.run_dir / "notebook.ipynb"),
+            }
+        )
+    return pd.DataFrame(rows).set_index("cell")
+
+
+class BatchView:
+    """A bar over the rounds of all cells, with the time left; below it the score of each, as it comes.
+
+    In a notebook the scores are a table that is kept up to date; in a terminal, a line for each new one.
+    """
+
+    def __init__(self, cells: list[Cell], dashboard: str | None) -> None:
+        self.cells = cells
+        self.begun = {cell.name: read_progress(cell.run_dir) for cell in cells}
+        self.progress = dict(self.begun)
+        self.next = 0.0
+        shell = get_ipython()
+        self.table = (
+            display(pd.DataFrame(), display_id=True) if shell is not None and hasattr(shell, "kernel") else None
+        )
+        rounds = sum(cell.n_rounds for cell in cells)
+        self.bar = tqdm(total=rounds, initial=self.rounds(), unit="round", smoothing=0, dynamic_ncols=True)
+        if dashboard:
+            self.say(f"Dask dashboard: {dashboard}")
+
+    def __enter__(self) -> BatchView:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.bar.close()
+
+    def rounds(self, ended: Collection[str] = ()) -> int:
+        """Rounds of all cells that nobody waits for any more."""
+        done = {cell.name: self.progress[cell.name].get("round", 0) for cell in self.cells}
+        return sum(cell.n_rounds if cell.name in ended else min(done[cell.name], cell.n_rounds) for cell in self.cells)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.bar.write(line)
+
+    def update(self, states: Mapping[str, str], *, last: bool = False) -> None:
+        """Show where the cells stand, reading the folders only as often as is cheap; `states`: of those that ended."""
+        start = time.monotonic()
+        if start < self.next and not last:
+            return
+        rows = []
+        for cell in self.cells:
+            before = self.progress[cell.name]
+            if states.get(cell.name) != "done" or before.get("status") not in ("finished", "label budget used"):
+                self.progress[cell.name] = read_progress(cell.run_dir)
+            now = self.progress[cell.name]
+            running = now.get("status") in ("starting", "running") and now != self.begun[cell.name]
+            state = states.get(cell.name) or ("running" if running else "waiting")
+            row = {"cell": cell.name, "state": state, "rounds": f"{now.get('round', 0)} of {cell.n_rounds}"}
+            rows.append({**row, "labels": now.get("labels_used", 0), "score": now.get("score")})
+            if now.get("score") != before.get("score") and self.table is None:
+                self.say(f"{cell.name}: score {now['score']:.2f} after {now['agent_steps']:,} agent steps")
+        table = pd.DataFrame(rows).set_index("cell")
+        counts = table["state"].value_counts()
+        self.bar.n = self.rounds(states)
+        self.bar.set_description(", ".join(f"{counts.get(s, 0)} {s}" for s in ("done", "running", "failed", "waiting")))
+        if self.table is not None:
+            self.table.update(table[table["state"] != "waiting"])
+        self.next = time.monotonic() + max(1.0, (time.monotonic() - start) / _SHARE)
+
+
+def measure_layouts(
+    out: str | Path, layouts: list[tuple[int, int]] | None = None, rounds: int = 4, **settings: Any
+) -> pd.DataFrame:
+    """How many runs side by side, with how many threads each, get the most done here: measure on an idle machine.
+
+    For each layout (side_by_side, threads), runs a few rounds of the preset "quick" with `settings` on top, in `out`.
+    None: every layout whose threads are a power of two and fill the processors. Returns per layout
+    seconds_per_round (without evaluation) and rounds_per_hour of all runs together.
+    """
+    processors = os.cpu_count() or 1
+    powers = [2**i for i in range(processors.bit_length()) if 2**i <= processors]
+    rows = []
+    for side_by_side, threads in layouts or [(processors // power, power) for power in powers]:
+        folder = Path(out) / f"{side_by_side}x{threads}"
+        shortest = preset("quick") | {"evaluation_episodes": 1} | settings
+        shortest["total_steps"] = shortest["warmup_steps"] + rounds * shortest["round_steps"]
+        grid = {"seeds": list(range(side_by_side)), "constants": shortest}
+        run_batch(grid, folder, side_by_side=side_by_side, threads=threads)
+        metrics = load_runs(folder).query("round > 0")
+        phases = metrics.filter(like="seconds_").drop(columns="seconds_evaluate")
+        seconds = float(phases.sum(axis=1).mean())
+        rows.append((side_by_side, threads, seconds, 3600 * side_by_side / seconds))
+    return pd.DataFrame(rows, columns=["side_by_side", "threads", "seconds_per_round", "rounds_per_hour"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns 0, or 1 when cells failed, 2 for a call that cannot be used, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m aamlib.batch", description="Run a grid of experiments.")
+    parser.add_argument("grid", help="TOML file")
+    parser.add_argument("out", help="folder of the run folders")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells with estimated time and disk")
+    parser.add_argument("--measured", metavar="FOLDER", help="finished runs to estimate by")
+    parser.add_argument("--side-by-side", type=int, metavar="N", help="cells at a time")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads per cell")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler; without it, this machine")
+    parser.add_argument("--retries", type=int, default=2, metavar="N", help="of a cell whose kernel is lost")
+    options = vars(parser.parse_args(arguments))
+    grid, out, measured = options.pop("grid"), options.pop("out"), options.pop("measured")
+    try:
+        if options.pop("dry_run"):
+            table = estimate(plan(grid, out), measured)
+            print(f"{table.to_string()}\n{describe_total(table)}")
+            return 0
+        states = run_batch(grid, out, **options)["state"]
+    except (ConfigError, ExpertError, RunFolderError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{', '.join(f'{n} {state}' for state, n in states.value_counts().items())}: {out}")
+    return 130 if "interrupted" in states.values else int("failed" in states.values)
+
+
+if __name__ == "__main__":
+    from aamlib import batch  # by its own name, under which Dask's workers find it too
+
+    sys.exit(batch.main())

@@ -1,0 +1,82 @@
+"""Cards of experts: how each was trained and what it scores; written beside its weights by `save_expert`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from aamlib.experts import EXPERTS_DIR, ExpertError, expert_path
+from aamlib.files import write_bytes
+
+
+def read_card(name: str | Path) -> dict[str, Any]:
+    """The card beside an expert's weights; empty if there is none."""
+    path = expert_path(name).with_suffix(".json")
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
+    """A card after those of the weights that its training started from, oldest first."""
+    before = card.get("started_from")
+    return [*(stages(before) if before else []), card]
+
+
+def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:
+    """The experts of a folder, one row each, from their cards; steps and hours are those of all stages together."""
+    rows = []
+    for path in sorted(folder.glob("*.safetensors")):
+        card = read_card(path)
+        margin = 1.96 * card["score_standard_error"]
+        rows.append(
+            {
+                "expert": path.stem,
+                "score": round(card["score_mean"], 1),
+                "95 % interval": f"{card['score_mean'] - margin:.1f} to {card['score_mean'] + margin:.1f}",
+                "games": len(card["scores"]),
+                "random play": round(card["random_score_mean"], 1),
+                "agent steps": f"{sum(stage['agent_steps'] for stage in stages(card)) / 1e6:.1f} M",
+                "hours": round(sum(stage["wall_time_seconds"] for stage in stages(card)) / 3600, 1),
+                "seed": card["seed"],
+                "SHA-256": card["sha256"][:12],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_readme(folder: Path = EXPERTS_DIR) -> Path:
+    """Write README.md beside the experts: their table, and of each the learning curve, the command and the remarks."""
+    parts = [
+        "# Experts",
+        "Written by notebooks/01_train_expert.ipynb from the cards (`<expert>.json`), which hold every setting. "
+        "Scores are unclipped, of whole games at epsilon 0.05, on seeds that took no part in choosing the weights.",
+        card_table(folder).to_markdown(index=False),
+    ]
+    for path in sorted(folder.glob("*.safetensors")):
+        card = read_card(path)
+        parts += [f"## {path.stem}", f"![learning curve]({path.stem}-curve.png)", f"    {card['command']}"]
+        parts += [f"- {remark}" for remark in card.get("remarks", [])]
+    readme = folder / "README.md"
+    write_bytes(readme, ("\n\n".join(parts) + "\n").encode())
+    return readme
+
+
+def read_references(game: str, expert: str | None, sha256: str | None) -> dict[str, float]:
+    """The scores of "expert" and "random play", from the card of the expert whose weights have this hash.
+
+    `expert` and `sha256` as a run records them. Raises ExpertError if neither that expert's card nor the bundled one of
+    the game is of these weights and has both scores.
+    """
+    for name in (expert, game):
+        try:
+            card = read_card(name) if name else {}
+        except (ExpertError, ValueError):
+            continue
+        if card.get("weights_sha256") == sha256 and {"score_mean", "random_score_mean"} <= card.keys():
+            return {"expert": card["score_mean"], "random play": card["random_score_mean"]}
+    raise ExpertError(
+        f"the runs of {game} were labelled by an expert ({str(sha256)[:12]}) whose scores no card has: give them as "
+        f'references = {{"{game}": {{"expert": ..., "random play": ...}}}}, or train it anew with its card.'
+    )

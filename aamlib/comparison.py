@@ -1,0 +1,276 @@
+"""Which runs may be compared, and the tables in which they are: from the metrics and evaluations of `load_runs`.
+
+Every claim is judged on the area under the normalised score, over steps and over labels, fixed before looking.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aamlib import stats
+from aamlib.files import RunFolderError
+from aamlib.runs import METRICS
+
+# What runs of one game may differ in and still be compared: what is compared, the seed, the horizon, and what does not
+# change the learning. Of the expert, its weights' hash is compared instead of its name.
+MAY_DIFFER = {
+    *("acquisition", "query_fraction", "seed", "total_steps", "label_budget"),
+    *("expert", "device", "recorded_states", "recorded_stacks"),
+}
+TREATMENT = ["game", "query_fraction", "acquisition"]
+ALL_GAMES = "all games"
+AREA_OVER = ("agent_steps", "labels_used")
+
+
+def select_runs(metrics: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """The rows of those runs that meet a condition on their settings and newest metrics.
+
+    Such as "seed < 5 and agent_steps >= 1e6", in the words of `pandas.DataFrame.query`. Raises RunFolderError if the
+    condition cannot be read, or no run meets it.
+    """
+    newest = _newest(metrics)
+    try:
+        chosen = newest.query(condition)["run"]
+    except (NameError, SyntaxError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+        raise RunFolderError(
+            f"select = {condition!r} is no condition on runs ({str(error).splitlines()[0]}); give one on settings and "
+            'metrics, such as "query_fraction == 0.1 and seed < 5".'
+        ) from error
+    if chosen.empty:
+        raise RunFolderError(f"select = {condition!r} leaves none of the {len(newest)} runs; give another condition.")
+    return metrics[metrics["run"].isin(chosen)]
+
+
+def check_comparable(metrics: pd.DataFrame) -> None:
+    """Raise RunFolderError unless the runs of each game differ in nothing but `MAY_DIFFER`, and each is there once.
+
+    A copy of a run would pass for a further seed.
+    """
+    for game, runs in _newest(metrics).groupby("game"):
+        settings = sorted({str(name) for name in runs} - {*METRICS, *MAY_DIFFER, "run"})
+        if differing := list(_differing(runs, settings)):
+            raise RunFolderError(
+                f"the runs of {game} cannot be compared, for they differ in {'; in '.join(differing)}. Choose some of "
+                'them by the parameter select, a condition such as "temperature == 0.1", or give other folders.'
+            )
+        copies = runs[runs.duplicated([*TREATMENT, "seed"], keep=False)].sort_values([*TREATMENT, "seed", "run"])
+        if len(copies):
+            (_, first), (_, second) = itertools.islice(copies.iterrows(), 2)
+            raise RunFolderError(
+                f"{first['run']} and {second['run']} are the same run ({game}, {first['acquisition']}, "
+                f"{first['query_fraction']:g} of the pool, seed {first['seed']}) and would pass for two seeds; leave "
+                f'one out, for instance by select = "run != {second["run"]!r}".'
+            )
+
+
+def _newest(metrics: pd.DataFrame) -> pd.DataFrame:
+    return metrics.groupby("run").tail(1)
+
+
+def _differing(runs: pd.DataFrame, settings: list[str]) -> Iterator[str]:
+    """Each setting that has several values, with the number of runs that have each."""
+    for name in settings:
+        counts = runs[name].map(lambda value: "none" if pd.isna(value) else str(value)).value_counts()
+        if len(counts) > 1:
+            yield f"{name} ({', '.join(f'{value} in {count}' for value, count in counts.items())})"
+
+
+def learning_curves(
+    metrics: pd.DataFrame, evaluations: pd.DataFrame, references: Mapping[str, Mapping[str, float]]
+) -> pd.DataFrame:
+    """One row per run and evaluation: the mean score of its games, and the normalised score.
+
+    Parameters
+    ----------
+    metrics, evaluations:
+        As `load_runs` and `load_evaluations`; evaluations of runs that are not among the metrics are left out.
+    references:
+        Per game the scores of "expert" and "random play".
+
+    Returns
+    -------
+    Columns run, game, query_fraction, acquisition, seed, agent_steps, labels_used, unique_labels, score (mean),
+    smoothed (mean of three evaluations in a row, NaN in a run's first two) and normalised (the same, 0 random play,
+    1 the expert).
+
+    Raises ValueError for a game whose references are missing, or cannot normalise.
+    """
+    columns = ["run", *TREATMENT, "seed", "round", "agent_steps", "labels_used", "unique_labels"]
+    means = evaluations.groupby(["run", "round"])["score"].mean().reset_index()
+    curves = metrics[columns].merge(means, on=["run", "round"]).sort_values(["run", "round"], ignore_index=True)
+    curves["smoothed"] = curves.groupby("run")["score"].transform(lambda score: stats.smooth(score.to_numpy()))
+    curves["normalised"] = np.nan
+    for game, rows in curves.groupby("game"):
+        known = references.get(str(game), {})
+        if absent := [name for name in ("expert", "random play") if not isinstance(known.get(name), int | float)]:
+            raise ValueError(
+                f"the references of {game} lack the score of {' and of '.join(absent)}; give references = "
+                f'{{"{game}": {{"expert": ..., "random play": ...}}}}.'
+            )
+        expert, random_play = float(known["expert"]), float(known["random play"])
+        curves.loc[rows.index, "normalised"] = stats.normalise(rows["smoothed"].to_numpy(), expert, random_play)
+    return curves
+
+
+def final_scores(curves: pd.DataFrame) -> pd.DataFrame:
+    """One row per run: its last evaluation's smoothed and normalised score (not its best), steps and labels."""
+    return curves.groupby("run").tail(1).drop(columns=["round", "score"]).reset_index(drop=True)
+
+
+def areas(curves: pd.DataFrame) -> pd.DataFrame:
+    """One row per run: its mean normalised score over steps and over labels.
+
+    Columns run, game, query_fraction, acquisition, seed, then per x of agent_steps and labels_used: area_x, start_x and
+    end_x. The area under the curve is taken between start and end, which all runs of the game and share have in common,
+    and divided by the width. Runs without a normalised score have NaN and do not narrow the range.
+    """
+    rows: list[dict[str, Any]] = []
+    for _, group in curves.groupby(["game", "query_fraction"]):
+        ends = group.dropna(subset=["normalised"]).groupby("run")[list(AREA_OVER)].agg(["first", "last"])
+        for _, of_run in group.groupby("run"):
+            known = of_run.dropna(subset=["normalised"])
+            row = _identity(of_run)
+            for x in AREA_OVER:
+                start, end = float(ends[x, "first"].max()), float(ends[x, "last"].min())
+                xs, ys = known[x].to_numpy(float), known["normalised"].to_numpy(float)
+                row |= {f"area_{x}": stats.mean_height(xs, ys, start, end), f"start_{x}": start, f"end_{x}": end}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _identity(of_run: pd.DataFrame) -> dict[str, Any]:
+    return {name: of_run[name].iloc[0] for name in ("run", *TREATMENT, "seed")}
+
+
+def thresholds(curves: pd.DataFrame) -> pd.DataFrame:
+    """One row per run, threshold and x: the interval in which the normalised score first reaches the threshold.
+
+    Columns run, game, query_fraction, acquisition, seed, threshold, x (agent_steps, labels_used or unique_labels),
+    after and by; by is inf in a run that ended, at `after`, without reaching it.
+    """
+    rows: list[dict[str, Any]] = []
+    for _, of_run in curves.groupby("run"):
+        known = of_run.dropna(subset=["normalised"])
+        for threshold, x in itertools.product(stats.THRESHOLDS, ("agent_steps", "labels_used", "unique_labels")):
+            xs, ys = known[x].to_numpy(float), known["normalised"].to_numpy(float)
+            after, by = stats.reached(xs, ys, threshold)
+            rows.append({**_identity(of_run), "threshold": threshold, "x": x, "after": after, "by": by})
+    return pd.DataFrame(rows)
+
+
+def estimates(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """One row per game, share and function: the seeds' interquartile mean of a measure, with its interval.
+
+    Columns game, query_fraction, acquisition, seeds, iqm, low and high (NaN with fewer than `stats.MIN_SEEDS` seeds).
+    Where a function was run on several games with the same share, a further row has all games together.
+    """
+    rows = []
+    for (game, fraction), functions in _strata(runs, measure).items():
+        for acquisition, strata in functions.items():
+            low, high = stats.interval(stats.iqm, *strata)
+            row = {"game": game, "query_fraction": fraction, "acquisition": acquisition, "seeds": _fewest(strata)}
+            rows.append({**row, "iqm": float(stats.iqm(*strata)), "low": float(low), "high": float(high)})
+    return pd.DataFrame(rows, columns=[*TREATMENT, "seeds", "iqm", "low", "high"])
+
+
+def improvements(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """One row per game, share and pair of functions: how probable it is that `better` has the higher measure.
+
+    Of each pair, `better` is the function with the higher probability. Columns game, query_fraction, better, than,
+    seeds (the smaller number), probability, low, high and verdict: "better" if the interval lies above one half, else
+    "undecided". Pairs with fewer than `stats.MIN_SEEDS` seeds are left out: nothing can be claimed of them. The
+    intervals are not corrected for their number.
+    """
+    rows = []
+    for (game, fraction), functions in _strata(runs, measure).items():
+        enough = [name for name, strata in functions.items() if _fewest(strata) >= stats.MIN_SEEDS]
+        for better, than in itertools.combinations(enough, 2):
+            if stats.probability_of_improvement(functions[better], functions[than]) < 0.5:
+                better, than = than, better
+            strata = [*functions[better], *functions[than]]
+            statistic = _probability(len(functions[better]))
+            low, high = stats.interval(statistic, *strata)
+            row = {"game": game, "query_fraction": fraction, "better": better, "than": than, "seeds": _fewest(strata)}
+            row |= {"probability": float(statistic(*strata)), "low": float(low), "high": float(high)}
+            rows.append({**row, "verdict": "better" if low > 0.5 else "undecided"})
+    columns = ["game", "query_fraction", "better", "than", "seeds", "probability", "low", "high", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _probability(games: int) -> Callable[..., Any]:
+    """The probability of improvement as a function of all strata, X's games first."""
+    return lambda *strata, axis=-1: stats.probability_of_improvement(strata[:games], strata[games:], axis)
+
+
+def _fewest(strata: list[np.ndarray]) -> int:
+    return min(len(values) for values in strata)
+
+
+def _strata(runs: pd.DataFrame, measure: str) -> dict[tuple[str, float], dict[str, list[np.ndarray]]]:
+    """The seeds' values, game by game, of each function, by (game, share); with all games together where possible."""
+    strata: dict[tuple[str, float], dict[str, list[np.ndarray]]] = {}
+    known = runs.dropna(subset=[measure])
+    for fraction in sorted(known["query_fraction"].astype(float).unique()):
+        at_share = known[known["query_fraction"] == fraction]
+        games = at_share["game"].unique()
+        for name, of_function in at_share.groupby("acquisition"):
+            acquisition = str(name)
+            values = {str(game): rows[measure].to_numpy(float) for game, rows in of_function.groupby("game")}
+            for game, of_game in values.items():
+                strata.setdefault((game, fraction), {})[acquisition] = [of_game]
+            if len(games) > 1 and len(values) == len(games):
+                strata.setdefault((ALL_GAMES, fraction), {})[acquisition] = list(values.values())
+    return dict(sorted(strata.items(), key=lambda item: (item[0][0] == ALL_GAMES, item[0])))
+
+
+def summary(curves: pd.DataFrame) -> pd.DataFrame:
+    """The table of all results: one row per game, share and function.
+
+    Columns game, query_fraction, acquisition, seeds; agent_steps, labels_used and unique_labels at the end (mean over
+    seeds); score and normalised (of the last three evaluations, interquartile mean over seeds); area_agent_steps and
+    area_labels_used with _low and _high; and per threshold, such as 50 %, labels_to_50 (the labels by which half of the
+    seeds had reached it; inf if fewer did) and reached_50 (how many did).
+    """
+    area, reached = areas(curves), thresholds(curves).query("x == 'labels_used'")
+    ends = final_scores(curves).rename(columns={"smoothed": "score"}).groupby(TREATMENT)
+    table = ends.size().to_frame("seeds")
+    table = table.join(ends[["agent_steps", "labels_used", "unique_labels"]].mean().astype(int))
+    table = table.join(ends[["score", "normalised"]].agg(_iqm))
+    for x in AREA_OVER:
+        columns = {"iqm": f"area_{x}", "low": f"area_{x}_low", "high": f"area_{x}_high"}
+        table = table.join(estimates(area, f"area_{x}").set_index(TREATMENT)[list(columns)].rename(columns=columns))
+    for threshold in stats.THRESHOLDS:
+        by = reached[reached["threshold"] == threshold].groupby(TREATMENT)["by"]
+        table[f"labels_to_{threshold * 100:g}"] = by.median()
+        table[f"reached_{threshold * 100:g}"] = by.agg(lambda labels: int(np.isfinite(labels).sum()))
+    return table.reset_index()
+
+
+def _iqm(values: pd.Series) -> float:
+    return float(stats.iqm(values.to_numpy(float)))
+
+
+def to_markdown(summary: pd.DataFrame) -> str:
+    """The `summary` as a table for people: intervals in brackets, labels in thousands."""
+    rows = []
+    for row in summary.to_dict("records"):
+        values: dict[str, Any] = {str(name): value for name, value in row.items()}
+        text = {"game": values["game"], "share": f"{values['query_fraction'] * 100:.3g} %"}
+        text |= {"function": values["acquisition"], "seeds": values["seeds"]}
+        text |= {"score": f"{values['score']:.1f}", "normalised": f"{values['normalised']:.2f}"}
+        for x in AREA_OVER:
+            low, high = values[f"area_{x}_low"], values[f"area_{x}_high"]
+            width = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+            text[f"area over {x.replace('_', ' ')}"] = f"{values[f'area_{x}']:.2f}{width}"
+        for name in (f"{threshold * 100:g}" for threshold in stats.THRESHOLDS):
+            labels, seeds = values[f"labels_to_{name}"], f"({values[f'reached_{name}']} of {values['seeds']})"
+            text[f"labels to {name} %"] = f"{labels / 1e3:,.0f}k {seeds}" if np.isfinite(labels) else f"– {seeds}"
+        for count in ("labels_used", "unique_labels"):
+            text[count.replace("_", " ")] = f"{values[count] / 1e3:,.0f}k"
+        rows.append({name: "–" if value == "nan" else value for name, value in text.items()})
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)

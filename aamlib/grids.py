@@ -1,0 +1,264 @@
+"""Grids of experiments: lists of values in a TOML file or a dict, checked as a whole before anything starts.
+
+preset = "quick"                   # as in notebook 02; "study" if left out
+seeds = [0, 1]                     # [0] if left out
+
+[constants]                        # settings of every cell
+total_steps = 60_000
+
+[values]                           # every combination is a cell ...
+acquisition = ["bald", "random"]
+query_fraction = [0.1, 0.4]
+
+[[exclude]]                        # ... but those that match all lines of an exclusion, each a value or a list
+acquisition = "random"
+query_fraction = 0.4
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aamlib.acquisition import find_acquisition
+from aamlib.config import ConfigError, ExperimentConfig, nearest, preset
+from aamlib.experts import ExpertError, expert_path
+from aamlib.files import DATA_DIR
+from aamlib.runs import load_runs
+
+EXPERIMENT = DATA_DIR.parent / "notebooks" / "02_run_experiment.ipynb"
+_KEYS = ("preset", "seeds", "constants", "values", "exclude")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One experiment of a grid."""
+
+    name: str
+    run_dir: Path
+    parameters: dict[str, Any]  # what the notebook is given, beside the run folder
+    config: ExperimentConfig  # what that comes to
+    notebook: Path
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds after the warm-up, if no label budget ends the run."""
+        return max(0, -(-(self.config.total_steps - self.config.warmup_steps) // self.config.round_steps))
+
+
+def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | Path = EXPERIMENT) -> list[Cell]:
+    """The cells of a grid, seed by seed, each with a run folder of its own in `out`, named by what varies.
+
+    Writes nothing. Raises ConfigError for a grid that cannot be read, is empty, or has an unknown, doubled or unusable
+    setting; ExpertError for a game without an expert.
+    """
+    content = _read(grid)
+    constants, values = content["constants"], content["values"]
+    shared = preset(content["preset"])
+    experts, acquisitions, cells = set(), set(), []
+    for combination in itertools.product(values.pop("seed"), *values.values()):
+        varied = dict(zip(values, combination[1:], strict=True)) | {"seed": combination[0]}
+        if _excluded(varied, content["exclude"]):
+            continue
+        name = _name(varied)
+        parameters = {"preset": content["preset"], **constants, **varied}
+        try:
+            config = ExperimentConfig(**{**shared, **constants, **varied})
+        except ConfigError as error:
+            raise ConfigError(f"cell {name}: {error}") from error
+        if config.expert and Path(config.expert).is_file():  # workers may stand in another folder
+            parameters["expert"] = str(Path(config.expert).absolute())
+            config = dataclasses.replace(config, expert=parameters["expert"])
+        experts.add(config.expert or config.game)
+        acquisitions.add(config.acquisition)
+        cells.append(Cell(name, Path(out).absolute() / name, parameters, config, Path(notebook).absolute()))
+    if not cells:
+        raise ConfigError("every cell of the grid is excluded; remove an exclusion.")
+    if len(doubled := {cell.name for cell in cells}) < len(cells):
+        raise ConfigError(f"{len(cells)} cells have only {len(doubled)} folder names; make the values differ in more.")
+    for expert in sorted(experts):
+        try:
+            expert_path(expert)
+        except ExpertError as error:
+            raise ExpertError(f"the grid needs an expert that is not there: {error}") from error
+    for acquisition in sorted(acquisitions):
+        find_acquisition(acquisition)
+    return cells
+
+
+def _read(grid: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The grid's content, complete and checked but for the settings' own ranges."""
+    if isinstance(grid, Mapping):
+        content = dict(grid)
+    else:
+        try:
+            content = tomllib.loads(Path(grid).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the grid {grid}: {error.strerror}; give a TOML file.") from error
+        except ValueError as error:
+            raise ConfigError(f"the grid {grid} is no valid TOML: {error}") from error
+    settings = ExperimentConfig.names()
+    for key in content:
+        if key in settings:
+            raise ConfigError(f"{key!r} stands outside of the grid's tables; move it to [constants] or [values].")
+        if key not in _KEYS:
+            raise ConfigError(f"unknown part of a grid {key!r}; {nearest(key, _KEYS)}")
+    if not content.get("values") and not content.get("seeds"):
+        raise ConfigError("the grid is empty; list values of a setting in [values], or several seeds.")
+    content = {"preset": "study", "constants": {}, "values": {}, "exclude": []} | content
+    for key, kind, wanted in (("constants", Mapping, "table"), ("values", Mapping, "table"), ("exclude", list, "list")):
+        if not isinstance(content[key], kind):
+            raise ConfigError(f"{key} = {content[key]!r} is no {wanted}; see the top of aamlib/grids.py.")
+    if "seeds" in content:
+        if "seed" in content["values"]:
+            raise ConfigError("the grid gives both seeds and values of seed; keep one.")
+        content["values"] = content["values"] | {"seed": content["seeds"]}
+    elif "seed" not in content["constants"]:
+        content["values"] = {"seed": [0]} | content["values"]
+    else:
+        content["constants"] = dict(content["constants"])
+        content["values"] = {"seed": [content["constants"].pop("seed")]} | content["values"]
+    _check_names(content, settings)
+    _check_exclusions(content)
+    content["values"] = dict(content["values"])
+    return content
+
+
+def _check_names(content: dict[str, Any], settings: list[str]) -> None:
+    for name in (*content["constants"], *content["values"]):
+        if name not in settings:
+            raise ConfigError(f"unknown setting {name!r} in the grid; {nearest(name, settings)}")
+    for name, listed in content["values"].items():
+        if name in content["constants"]:
+            raise ConfigError(f"{name!r} stands in both [constants] and [values]; keep one.")
+        if not isinstance(listed, list):
+            raise ConfigError(f"values of {name} = {listed!r} are no list; write [{listed!r}] or move it to constants.")
+        if not listed:
+            raise ConfigError(f"{name} = [] lists no values; give at least one.")
+        for i, value in enumerate(listed):
+            if value in listed[:i]:
+                raise ConfigError(f"{name} lists {value!r} twice; keep one.")
+
+
+def _check_exclusions(content: dict[str, Any]) -> None:
+    for exclusion in content["exclude"]:
+        if not isinstance(exclusion, Mapping) or not exclusion:
+            raise ConfigError(f"exclusion {exclusion!r} is no table; give settings and their values in [[exclude]].")
+        for name, excluded in exclusion.items():
+            if name not in content["values"]:
+                raise ConfigError(f"exclusion of {name!r}, which does not vary; {nearest(name, content['values'])}")
+            for value in excluded if isinstance(excluded, list) else [excluded]:
+                if value not in content["values"][name]:
+                    raise ConfigError(
+                        f"exclusion of {name} = {value!r}, which is not in the grid; "
+                        f"its values: {', '.join(map(str, content['values'][name]))}."
+                    )
+
+
+def _excluded(varied: Mapping[str, Any], exclusions: list[Mapping[str, Any]]) -> bool:
+    def matches(name: str, excluded: Any) -> bool:
+        return varied[name] in excluded if isinstance(excluded, list) else varied[name] == excluded
+
+    return any(all(matches(*line) for line in exclusion.items()) for exclusion in exclusions)
+
+
+def _name(varied: Mapping[str, Any]) -> str:
+    """Words as they are, numbers with the setting's name: pong-bald-query_fraction=0.1-seed=0."""
+    parts = [value if isinstance(value, str) else f"{name}={value}" for name, value in varied.items()]
+    return re.sub(r"[^\w.=+-]+", ".", "-".join(parts)).strip(".")
+
+
+# Time and disk. The defaults: a run of the preset "quick" (Pong, BALD, 22 rounds) on two cores of an AMD EPYC with two
+# threads, torch 2.13, float32. Seconds per unit of work, and bytes.
+SECONDS = {
+    "agent_step": 5.3e-4,
+    "pool_state": 1.1e-4,  # scored, T = 10
+    "query": 5.4e-4,  # labelled and trained on
+    "round": 1.5,  # probe sets, recorded selection, checkpoint
+    "game": 1.86,  # evaluated
+}
+BYTES = {"run": 27.5e6, "pool_state": 72.0, "round": 2.33e5}  # checkpoint, student and figures; frames; selection
+
+
+def measured_costs(root: str | Path) -> dict[str, dict[str, float]]:
+    """Seconds and bytes per unit of work, as `SECONDS` and `BYTES`, over the run folders below `root`.
+
+    A cost that the runs do not tell, such as that of a game where none was evaluated, keeps its default. Raises
+    RunFolderError if there are no runs.
+    """
+    table = load_runs(root)
+    rounds = table[table["round"] > 0]
+    games = rounds.loc[rounds["score"].notna(), "evaluation_episodes"].sum()
+    queries = table.groupby("run")["labels_used"].max().sum()
+    seconds = {
+        "agent_step": (rounds["seconds_act"].sum(), rounds["round_steps"].sum()),
+        "pool_state": (rounds["seconds_score"].sum(), rounds["pool_states"].sum()),
+        "query": (rounds[["seconds_label", "seconds_train"]].sum().sum(), queries),
+        "round": (rounds[["seconds_diagnose", "seconds_save"]].sum().sum(), len(rounds)),
+        "game": (rounds["seconds_evaluate"].sum(), games),
+    }
+    sizes = {"selections": 0, "pool": 0, "": 0}
+    for run in table["run"].unique():
+        for path in (Path(root) / run).rglob("*"):
+            part = path.parent.name if path.parent.name in sizes else ""
+            sizes[part] += path.stat().st_size if path.is_file() else 0
+    pool_states = table.groupby("run")["pool_states"].last().sum()
+    volumes = {
+        "run": (sizes[""], table["run"].nunique()),
+        "pool_state": (sizes["pool"], pool_states),
+        "round": (sizes["selections"], len(rounds)),
+    }
+    return {
+        "seconds": SECONDS | {unit: float(total / n) for unit, (total, n) in seconds.items() if n and total},
+        "n_bytes": BYTES | {unit: float(total / n) for unit, (total, n) in volumes.items() if n and total},
+    }
+
+
+def estimate(cells: list[Cell], measured: str | Path | None = None) -> pd.DataFrame:
+    """What the cells should take when they run one by one, with the threads of the measured runs.
+
+    One row per cell: rounds, labels, hours, megabytes (on disk when it has finished; a second checkpoint, 20 MB, while
+    it runs). `measured`: a folder of finished runs to go by instead of the defaults, best with the same settings.
+    """
+    costs = measured_costs(measured) if measured else {"seconds": SECONDS, "n_bytes": BYTES}
+    return pd.DataFrame([{"cell": cell.name, **_estimate(cell, **costs)} for cell in cells]).set_index("cell")
+
+
+def _estimate(cell: Cell, seconds: Mapping[str, float], n_bytes: Mapping[str, float]) -> dict[str, Any]:
+    config = cell.config
+    steps = config.warmup_steps + config.round_steps * np.arange(1, cell.n_rounds + 1)
+    pool = np.minimum(config.pool_size, steps)
+    queries = np.rint(config.query_fraction * pool)
+    if config.label_budget is not None:
+        left = config.label_budget - (queries.cumsum() - queries)
+        steps, pool, queries = (array[left > 0] for array in (steps, pool, np.minimum(queries, left)))
+    due = steps % config.evaluate_every < config.round_steps
+    due[-1:] |= steps[-1:] >= config.total_steps
+    work = {
+        "agent_step": config.warmup_steps + config.round_steps * len(steps),
+        "pool_state": pool.sum() * config.n_samples / 10,
+        "query": queries.sum(),
+        "round": len(steps),
+        "game": due.sum() * config.evaluation_episodes,
+    }
+    disk = n_bytes["run"] + n_bytes["pool_state"] * pool[-1:].sum() + n_bytes["round"] * len(steps)
+    return {
+        "rounds": len(steps),
+        "labels": int(queries.sum()),
+        "hours": round(float(sum(seconds[unit] * n for unit, n in work.items())) / 3600, 3),
+        "megabytes": round(disk / 1e6),
+    }
+
+
+def describe_total(table: pd.DataFrame) -> str:
+    """One sentence on an `estimate`."""
+    hours, gigabytes = table["hours"].sum(), table["megabytes"].sum() / 1000
+    return f"{len(table)} cells, about {hours:.1f} hours one after the other and {gigabytes:.1f} GB"

@@ -1,0 +1,101 @@
+"""The statistics that runs are compared by: small pure functions of arrays.
+
+A curve is a score in several evaluations, y, at increasing steps or labels, x. Strata are the seeds' values per game:
+seeds are resampled within a game, never across games (Agarwal et al. 2021, arXiv:2108.13264, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+MIN_SEEDS = 5  # fewer carry no interval
+THRESHOLDS = (0.5, 0.75, 0.9)  # of the normalised score
+RESAMPLES = 2000
+
+Strata = Sequence[Float[np.ndarray, " seeds"]]
+
+
+def normalise(score: np.ndarray, expert: float, random_play: float) -> np.ndarray:
+    """(score - random play) / (expert - random play): 0 plays like chance, 1 like the expert.
+
+    Raises ValueError unless the expert is better than random play.
+    """
+    if not expert > random_play:
+        raise ValueError(
+            f"an expert's score of {expert} is not above random play's {random_play}: nothing can be normalised by "
+            "them; give the scores of a better expert."
+        )
+    return (score - random_play) / (expert - random_play)
+
+
+def smooth(y: Float[np.ndarray, " n"], width: int = 3) -> Float[np.ndarray, " n"]:
+    """Mean of each value and the width - 1 before it; NaN where there are fewer."""
+    means = np.full(len(y), np.nan)
+    if len(y) >= width:
+        means[width - 1 :] = np.lib.stride_tricks.sliding_window_view(y, width).mean(axis=1)
+    return means
+
+
+def reached(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], threshold: float) -> tuple[float, float]:
+    """The interval (after, by] of x in which y first reaches the threshold.
+
+    `after` is the evaluation before, or 0 if there is none. A curve that never reaches it is censored: (last x, inf);
+    one without an evaluation: (0, inf).
+    """
+    above = np.flatnonzero(y >= threshold)
+    if not len(above):
+        return (float(x[-1]) if len(x) else 0.0), np.inf
+    first = above[0]
+    return (float(x[first - 1]) if first else 0.0), float(x[first])
+
+
+def mean_height(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], start: float, end: float) -> float:
+    """Area under the curve between start and end, by trapezoids, divided by the width: in the units of y.
+
+    NaN unless start < end, and both lie within the curve.
+    """
+    if not (len(x) and x[0] <= start < end <= x[-1]):
+        return np.nan
+    inside = (x > start) & (x < end)
+    grid = np.concatenate([[start], x[inside], [end]])
+    return float(np.trapezoid(np.interp(grid, x, y), grid) / (end - start))
+
+
+def iqm(*strata: np.ndarray, axis: int = -1) -> np.ndarray | float:
+    """Interquartile mean of all strata together: the lowest and the highest quarter, rounded down, are left out.
+
+    So of five seeds the middle three count, and of up to three seeds all.
+    """
+    return stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
+
+
+def probability_of_improvement(x: Sequence[np.ndarray], y: Sequence[np.ndarray], axis: int = -1) -> np.ndarray | float:
+    """Probability that a run of X scores higher than one of Y, ties counting half: the mean over games.
+
+    Within a game, the Mann-Whitney statistic divided by the number of pairs. `x` and `y` hold the strata, game by game.
+    """
+    shares = []
+    for a, b in zip(x, y, strict=True):
+        difference = np.moveaxis(a, axis, -1)[..., :, None] - np.moveaxis(b, axis, -1)[..., None, :]  # (..., n, m)
+        shares.append(np.mean((np.sign(difference) + 1) / 2, axis=(-2, -1)))
+    return np.mean(shares, axis=0)
+
+
+def interval(
+    statistic: Callable[..., np.ndarray | float], *strata: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """95 % interval of a statistic over seeds: percentiles of a stratified bootstrap, 2,000 resamples.
+
+    The statistic is called as f(*strata, axis=...). NaN from strata of which one has fewer than `MIN_SEEDS` seeds.
+    """
+    if min(len(values) for values in strata) < MIN_SEEDS:
+        nothing = np.full(strata[0].shape[1:], np.nan)
+        return nothing, nothing
+    result = stats.bootstrap(
+        strata, statistic, n_resamples=RESAMPLES, vectorized=True, axis=0, method="percentile", rng=seed
+    )
+    return result.confidence_interval.low, result.confidence_interval.high

@@ -1,0 +1,322 @@
+"""Batches: every cell is done once, whatever is killed on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import papermill
+import pytest
+
+import aamlib
+from aamlib import batch, workers
+from aamlib.batch import run_batch
+from aamlib.files import lock_run
+from aamlib.grids import plan
+from aamlib.workers import Outcome, is_done
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+# Stands in for the experiment's notebook: four rounds that are resumed, under the lock, in a second. Each name of an
+# acquisition function does its own mischief; `events` records what happened in the folder.
+STAND_IN = """
+import fcntl, json, os, signal, time
+from pathlib import Path
+
+folder = Path(run_dir)
+lock = (folder / "run.lock").open("w")
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+def events(kind):
+    path = folder / "events"
+    return [int(n) for k, n in map(str.split, path.read_text().splitlines()) if k == kind] if path.exists() else []
+
+def record(kind, number):
+    with (folder / "events").open("a") as file:
+        file.write(f"{kind} {number}\\n")
+
+def report(status, number):
+    temporary = folder / f"progress.{os.getpid()}"
+    progress = {"status": status, "round": number, "agent_steps": 100 * number, "score": number / 2}
+    temporary.write_text(json.dumps(progress))
+    temporary.replace(folder / "progress.json")
+
+first = not events("start")
+record("start", os.getpid())
+record("threads", os.environ["OMP_NUM_THREADS"])
+for number in range(len(events("round")) + 1, 5):
+    if acquisition == "entropy" and (first or seed):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if acquisition == "variation_ratio":
+        raise ValueError("an error of the notebook's own")
+    if acquisition == "random" and number == 3 and first:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    time.sleep(pause)
+    record("round", number)
+    report("running", number)
+report("finished", 4)
+"""
+
+SMALL = {"total_steps": 800, "warmup_steps": 160, "round_steps": 160, "pool_size": 320}
+
+
+@pytest.fixture
+def cells(tmp_path):
+    """Cells of a grid whose notebook is the stand-in."""
+
+    def make(seeds=1, pause=0.0, **values):
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+        parameters = "\n".join(f"{name} = None" for name in ("run_dir", "preset", "seed", "acquisition", *SMALL))
+        notebook.cells = [
+            nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(f"pause = {pause}\n{STAND_IN}"),
+        ]
+        nbformat.write(notebook, tmp_path / "stand_in.ipynb")
+        grid = {"seeds": list(range(seeds)), "constants": SMALL, "values": values}
+        return plan(grid, tmp_path / "out", tmp_path / "stand_in.ipynb")
+
+    return make
+
+
+def events(cell, kind):
+    lines = (cell.run_dir / "events").read_text().splitlines()
+    return [int(line.split()[1]) for line in lines if line.startswith(kind)]
+
+
+def assert_done_once(cell):
+    assert is_done(cell)
+    assert events(cell, "round") == [1, 2, 3, 4], "every round once, none lost"
+    assert json.loads((cell.run_dir / "progress.json").read_text())["status"] == "finished"
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_killed_kernels_resume_errors_are_named_and_done_cells_are_skipped(cells, tmp_path, capsys):
+    grid = cells(seeds=2, acquisition=["bald", "entropy", "variation_ratio"])
+    summary = run_batch(grid, tmp_path / "out", side_by_side=3, threads=1, retries=1)
+    states = summary["state"].to_dict()
+    assert states == {cell.name: "done" for cell in grid} | {
+        "variation_ratio-seed=0": "failed",
+        "variation_ratio-seed=1": "failed",
+        "entropy-seed=1": "failed",
+    }
+    assert summary.loc["bald-seed=0", ["rounds", "score", "attempts"]].tolist() == [4, 2.0, 1]
+    assert summary.loc["entropy-seed=0", "attempts"] == 2, "killed once"
+    assert summary.loc["entropy-seed=1", "attempts"] == 2, "killed each time: the retries are bounded"
+    assert "its kernel died; lost 2 times without completing a round" in summary.loc["entropy-seed=1", "error"]
+    assert summary.loc["variation_ratio-seed=0", "error"] == "ValueError: an error of the notebook's own"
+    saved = (grid[2].run_dir / "notebook.ipynb").read_text()
+    assert "an error of the notebook's own" in saved
+    for cell in grid:
+        assert set(events(cell, "threads")) == {1}
+        if states[cell.name] == "done":
+            assert_done_once(cell)
+    assert "entropy-seed=0: its kernel died; it goes on after round 0" in capsys.readouterr().out
+
+    again = run_batch(grid, tmp_path / "out", side_by_side=3, retries=0)
+    assert again["attempts"].to_dict() == {name: int(state == "failed") for name, state in states.items()}
+    assert again["state"].to_dict() == states
+
+
+def test_ctrl_c_ends_the_kernels_and_leaves_folders_that_go_on(cells, tmp_path):
+    grid = cells(seeds=3, pause=0.5, acquisition=["bald"])
+    script = (
+        "from aamlib import batch, grids\n"
+        f"cells = grids.plan({ {'seeds': [0, 1, 2], 'constants': SMALL, 'values': {'acquisition': ['bald']}} }, "
+        f"{str(tmp_path / 'out')!r}, {str(tmp_path / 'stand_in.ipynb')!r})\n"
+        f"print(batch.run_batch(cells, {str(tmp_path / 'out')!r}, side_by_side=2)['state'].tolist())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    while not all((cell.run_dir / "events").exists() and events(cell, "round") for cell in grid[:2]):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert "The same call goes on with 3 cells" in output
+    assert "['interrupted', 'interrupted', 'interrupted']" in output
+    for cell in grid[:2]:
+        assert not any(alive(pid) for pid in events(cell, "start"))
+        assert json.loads((cell.run_dir / "progress.json").read_text())["status"] == "interrupted"
+    assert not grid[2].run_dir.exists(), "no cell starts after Ctrl-C"
+    assert set(run_batch(grid, tmp_path / "out", side_by_side=2)["state"]) == {"done"}
+    for cell in grid:
+        assert_done_once(cell)
+
+
+def test_a_folder_in_use_or_of_other_settings_is_left_alone(cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "LOCK_SECONDS", 0.1)
+    (cell,) = cells(acquisition=["bald"])
+    with lock_run(cell.run_dir):
+        summary = run_batch([cell], tmp_path / "out", retries=1)
+    assert summary["state"].tolist() == ["failed"]
+    assert "is in use by another process" in summary["error"].item()
+    assert not (cell.run_dir / "notebook.ipynb").exists()
+    settings = cell.config.asdict() | {"dropout": 0.5}
+    (cell.run_dir / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(aamlib.RunFolderError, match=r"another configuration: dropout = 0\.3 \(the folder has 0\.5\)"):
+        run_batch([cell], tmp_path / "out")
+    with pytest.raises(aamlib.ConfigError, match="side_by_side = 0"):
+        run_batch([cell], tmp_path / "out", side_by_side=0)
+
+
+def test_the_experiments_notebook_and_raised_horizons(tiny, tmp_path):
+    """The real notebook: a finished cell with more steps to do goes on, and is then done again."""
+    constants = {name: value for name, value in tiny.asdict().items() if value is not None and name != "seed"}
+    out = tmp_path / "out"
+    for steps in (320, 480):
+        grid = {"seeds": [3], "constants": constants | {"total_steps": steps}}
+        summary = run_batch(grid, out)
+        assert summary["state"].tolist() == ["done"]
+        assert summary["agent_steps"].tolist() == [steps]
+    run = aamlib.Run(out / "seed=3")
+    assert run.metrics["round"].tolist() == [0, 1, 2]
+    assert run.config["seed"] == 3
+    assert (run.dir / "curves.png").exists()
+
+
+def test_the_batch_notebook(tiny, tmp_path):
+    constants = {name: value for name, value in tiny.asdict().items() if value is not None and name != "seed"}
+    grid = {"seeds": [0], "constants": constants | {"total_steps": 320}}
+    notebook = papermill.execute_notebook(
+        "notebooks/03_run_batch.ipynb",
+        tmp_path / "batch.ipynb",
+        {"grid": grid, "out": str(tmp_path / "out")},
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "1 cells, about" in text
+    assert "1 done" in text
+    tables = [
+        o.data["text/plain"] for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "display_data"
+    ]
+    assert len(tables) == 1
+    assert "seed=0  done  1 of 1" in tables[0], "the table of scores, as it stood at the end"
+    assert aamlib.Run(tmp_path / "out" / "seed=0").status == "finished"
+
+
+def test_the_command_line(tmp_path, capsys):
+    grid = tmp_path / "grid.toml"
+    grid.write_text('seeds = [0, 1]\npreset = "quick"')
+    assert batch.main([str(grid), str(tmp_path / "out"), "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "seed=1" in output
+    assert "2 cells, about" in output
+    assert not (tmp_path / "out").exists()
+    assert batch.main([str(tmp_path / "none.toml"), str(tmp_path / "out")]) == 2
+    assert "cannot read the grid" in capsys.readouterr().err
+
+
+# On Dask
+
+
+@pytest.fixture
+def cluster():
+    """Starts schedulers and workers as processes of their own, and ends them."""
+    processes = []
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]]
+        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+PORT = 18786
+ADDRESS = f"tcp://127.0.0.1:{PORT}"
+
+
+def start_scheduler(cluster):
+    return cluster("dask_scheduler", "--host", "127.0.0.1", "--port", str(PORT), "--no-dashboard", "--no-show")
+
+
+def start_worker(cluster, tmp_path):
+    folder = str(tmp_path / "dask")
+    return cluster("dask_worker", ADDRESS, "--nworkers", "2", "--nthreads", "1", "--local-directory", folder)
+
+
+def wait_for_scheduler():
+    import distributed
+
+    for _ in range(100):
+        try:
+            return distributed.Client(ADDRESS, timeout=5).close()
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail("the scheduler did not start")
+
+
+def test_a_killed_worker_and_a_restarted_scheduler_lose_nothing(cells, tmp_path, cluster):
+    """The "random" cells kill their worker in mid-cell; then the scheduler and all workers are killed."""
+    grid = cells(seeds=2, pause=0.5, acquisition=["random", "bald", "variation_ratio"])
+    scheduler, worker = start_scheduler(cluster), start_worker(cluster, tmp_path)
+    wait_for_scheduler()
+    ended = []
+    original = workers._Dask.wait
+
+    def wait(pool, seconds):
+        if result := original(pool, seconds):
+            ended.append(result)
+            if len(ended) == 2:
+                for process in (scheduler, worker):
+                    process.kill()
+                    process.wait()
+                start_scheduler(cluster)
+                start_worker(cluster, tmp_path)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers._Dask, "wait", wait)
+        summary = run_batch(grid, tmp_path / "out", scheduler=ADDRESS, threads=1)
+    assert len(ended) == 6
+    for cell in grid:
+        if "variation_ratio" in cell.name:
+            assert summary.loc[cell.name, "state"] == "failed"
+        else:
+            assert summary.loc[cell.name, "state"] == "done"
+            assert_done_once(cell)
+        if "random" in cell.name:
+            assert len(events(cell, "start")) >= 2
+    assert run_batch(grid, tmp_path / "out", scheduler=ADDRESS)["attempts"].sum() == 2, "the failed ones, once more"
+
+
+def test_a_scheduler_that_does_not_answer_is_said(cells, tmp_path):
+    with pytest.raises(aamlib.ConfigError, match="no Dask scheduler answers at 'tcp://127.0.0.1:1'"):
+        run_batch(cells(acquisition=["bald"]), tmp_path / "out", scheduler="tcp://127.0.0.1:1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ten_thousand_cells_on_two_hundred_simulated_workers(tmp_path, monkeypatch, capsys):
+    """Everything but the notebooks: folders, locks, marks, Dask and the progress view."""
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(workers, "_execute", lambda cell, threads: Outcome("done"))
+    n = 10_000
+    cells = plan({"seeds": list(range(n)), "preset": "quick"}, tmp_path / "out")
+    with LocalCluster(
+        n_workers=4, threads_per_worker=50, processes=False, dashboard_address=None, scheduler_port=0
+    ) as cluster:
+        start = time.monotonic()
+        summary = run_batch(cells, tmp_path / "out", scheduler=cluster.scheduler_address)
+        seconds = time.monotonic() - start
+    assert summary["state"].eq("done").all()
+    assert summary["attempts"].eq(1).all()
+    assert len(list((tmp_path / "out").glob("*/cell.json"))) == n
+    with capsys.disabled():
+        print(f"\n{n} cells on 200 simulated workers: {1000 * seconds / n:.1f} ms of overhead a cell")
+    assert seconds / n < 0.25, "seconds a cell: a worker that needs hours for one would not notice"

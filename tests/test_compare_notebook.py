@@ -1,0 +1,55 @@
+"""The comparing notebook on run folders that the tests make up: many seeds, one run, and what it refuses."""
+
+import pandas as pd
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+from synthetic import REFERENCES, write_run, write_runs
+from test_notebooks import NOTEBOOKS, execute
+
+pytestmark = pytest.mark.filterwarnings("default")
+PER_SHARE, PER_GAME = ("reward", "loss", "probes"), ("areas", "seconds", "thresholds")
+
+
+@pytest.mark.slow
+def test_many_seeds_of_several_games(tmp_path):
+    runs, figures = tmp_path / "runs", tmp_path / "figures"
+    write_runs(runs, games=("pong", "breakout"), acquisitions=("bald", "random"), rounds=12, seeds=5)
+    write_run(runs / "whole", query_fraction=1.0, rounds=12)
+    text = execute("04_compare_runs", tmp_path, runs=str(runs), references=REFERENCES, figures=str(figures))
+    assert "runs compared: 21" in text
+    shares = {"Breakout_MC_10", "pong_MC_10", "pong_MC_100"}
+    names = {f"{share}_{kind}.png" for share in shares for kind in PER_SHARE}
+    names |= {f"{game}_{kind}.png" for game in ("breakout", "pong") for kind in PER_GAME}
+    names |= {"all_games_areas.png", "pong_shares.png", "comparison.md", "comparison.csv"}
+    assert {path.name for path in figures.iterdir()} == names
+    table = pd.read_csv(figures / "comparison.csv")
+    assert table["seeds"].tolist() == [5, 5, 5, 5, 1]
+    assert table["area_labels_used_low"].notna().tolist() == [True] * 4 + [False]
+    assert "all games" in (figures / "comparison.md").read_text()
+
+
+@pytest.mark.slow
+def test_one_run_with_too_few_evaluations_for_a_smoothed_score(tmp_path):
+    run = write_run(tmp_path / "run", rounds=4)
+    figures = tmp_path / "figures"
+    text = execute("04_compare_runs", tmp_path, runs=[str(run)], references=REFERENCES, figures=str(figures))
+    assert "nothing is claimed" in text
+    assert (figures / "pong_MC_10_reward.png").exists()
+    assert "–" in (figures / "comparison.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"run": "data/runs"}, "unknown parameter 'run'; did you mean 'runs'"),
+        ({}, "labelled by an expert .* whose scores no card has: give them as references"),
+    ],
+)
+def test_refusals_are_sentences(tmp_path, parameters, message):
+    write_run(tmp_path / "run", rounds=2)
+    parameters = {"runs": str(tmp_path / "run"), "figures": str(tmp_path / "figures"), **parameters}
+    source = next(path for path in NOTEBOOKS if path.stem == "04_compare_runs")
+    with pytest.raises(PapermillExecutionError, match=message):
+        papermill.execute_notebook(source, tmp_path / "out.ipynb", parameters, progress_bar=False, cwd=tmp_path)

@@ -1,0 +1,260 @@
+"""Reading sets of run folders, what is refused, and the tables; on run folders that the tests make up."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import REFERENCES, write_run, write_runs
+
+import aamlib
+from aamlib import comparison
+from aamlib.cards import read_references
+from aamlib.experts import ExpertError
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return write_run(tmp_path / "run", rounds=8)
+
+
+def curves_of(root):
+    return comparison.learning_curves(aamlib.load_runs(root), aamlib.load_evaluations(root), REFERENCES)
+
+
+def table(y, game="pong", acquisition="bald", share=0.1, seed=0, steps=None):
+    """A learning curve with the normalised scores y, and ten labels a step."""
+    steps = np.array(steps or range(1, len(y) + 1), dtype=float) * 100
+    identity = {"run": f"{game}-{acquisition}-{share}-{seed}", "game": game, "query_fraction": share, "seed": seed}
+    values = {"agent_steps": steps, "labels_used": steps * 10, "unique_labels": steps * 5, "round": steps / 100}
+    return pd.DataFrame({**identity, "acquisition": acquisition, **values, "score": y, "smoothed": y, "normalised": y})
+
+
+# Run folders
+
+
+def test_several_folders_load_as_one_table(tmp_path):
+    first, second = write_run(tmp_path / "a" / "x", rounds=2), write_run(tmp_path / "b", rounds=2, seed=1)
+    assert aamlib.load_runs(tmp_path)["run"].unique().tolist() == ["a/x", "b"]
+    assert aamlib.load_runs(first)["run"].unique().tolist() == ["x"]
+    assert aamlib.load_evaluations(tmp_path / "a", second)["run"].unique().tolist() == [str(first), str(second)]
+    assert aamlib.load_runs(tmp_path)["expert_sha256"].eq("e" * 64).all()
+
+
+def cut(text, characters):
+    return text[:-characters]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("metrics.csv", lambda text: cut(text, 30), "metrics.csv ends in the middle of a line.*copied by half.*Copy"),
+        ("metrics.csv", lambda text: "", r"metrics.csv cannot be read \(No columns"),
+        ("metrics.csv", lambda text: text.splitlines()[0] + "\n", "holds no round yet; go on with its run"),
+        ("metrics.csv", lambda text: text + "1,2,3" * 40 + "\n", "metrics.csv cannot be read"),
+        ("metrics.csv", lambda text: "\x00\x01\n" + text, "metrics.csv has no column round"),
+        ("metrics.csv", lambda text: text.replace("unique_labels", "distinct"), "no column unique_labels: .* version"),
+        ("metrics.csv", lambda text: text.replace("\n8,", "\neight,"), "something other than numbers in round"),
+        ("metrics.csv", lambda text: text.replace("\n8,", "\n,"), "has rows without round"),
+        ("evaluations.csv", lambda text: cut(text, 2), "evaluations.csv ends in the middle of a line"),
+        ("evaluations.csv", lambda text: text.replace("episode", "game"), "has no column episode"),
+        ("config.json", lambda text: cut(text, 20), "is no run folder: config.json cannot be read"),
+        ("config.json", lambda text: "[1]", "holds no settings but"),
+        ("config.json", lambda text: text.replace("acquisition", "method"), "another version.*no usable acquisition"),
+        ("config.json", lambda text: text.replace('"seed": 0', '"seed": "0"'), "no usable seed"),
+        ("environment.json", lambda text: "[{", "environment.json cannot be read"),
+    ],
+)  # fmt: skip
+def test_damaged_folders_are_named_with_what_is_wrong(run_dir, file, change, message):
+    text = (run_dir / file).read_text()
+    (run_dir / file).write_text(change(text))
+    assert (run_dir / file).read_text() != text
+    with pytest.raises(aamlib.RunFolderError, match=message):
+        aamlib.load_runs(run_dir), aamlib.load_evaluations(run_dir)
+
+
+def test_missing_files_and_folders_are_named(run_dir, tmp_path):
+    (run_dir / "evaluations.csv").unlink()
+    with pytest.raises(aamlib.RunFolderError, match="evaluations.csv cannot be read.*No such file"):
+        aamlib.load_evaluations(tmp_path)
+    with pytest.raises(aamlib.RunFolderError, match="no folder .*elsewhere; give a folder that holds run folders"):
+        aamlib.load_runs(tmp_path / "elsewhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(aamlib.RunFolderError, match="no runs below .*empty; give"):
+        aamlib.load_runs(run_dir, tmp_path / "empty")
+
+
+def test_runs_without_evaluations_yet_have_no_curve_but_load(run_dir):
+    path = run_dir / "evaluations.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert curves_of(run_dir).empty
+
+
+# Which runs may be compared
+
+
+def test_runs_that_differ_in_what_is_compared_pass(tmp_path):
+    write_runs(tmp_path, games=("pong", "breakout"), shares=(0.1, 0.4), acquisitions=("bald", "random"), rounds=2)
+    write_run(tmp_path / "longer", rounds=3, seed=7, recorded_states=9, label_budget=10**6)
+    comparison.check_comparable(aamlib.load_runs(tmp_path))
+
+
+def test_mixed_settings_are_named_with_how_many_runs_have_which(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"plain-{seed}", seed=seed, rounds=2)
+    odd = write_run(tmp_path / "odd", seed=2, rounds=2, temperature=0.2, n_samples=25)
+    write_run(tmp_path / "other-game", game="breakout", temperature=0.3, rounds=2)  # differs, but within no game
+    message = r"runs of pong .* differ in n_samples \(10 in 2, 25 in 1\); in temperature \(0.1 in 2, 0.2 in 1\).*select"
+    with pytest.raises(aamlib.RunFolderError, match=message):
+        comparison.check_comparable(aamlib.load_runs(tmp_path))
+    comparison.check_comparable(comparison.select_runs(aamlib.load_runs(tmp_path), "temperature != 0.2"))
+
+    config = json.loads((odd / "config.json").read_text()) | {"temperature": 0.1, "n_samples": 10}
+    del config["dropout"]
+    (odd / "config.json").write_text(json.dumps({**config, "ensemble": [1, 2]}))
+    with pytest.raises(aamlib.RunFolderError, match=r"dropout \(0.3 in 2, none in 1\); in ensemble \(none in 2"):
+        comparison.check_comparable(aamlib.load_runs(tmp_path))
+
+
+def test_another_expert_is_not_compared(tmp_path):
+    write_run(tmp_path / "a", rounds=2)
+    other = write_run(tmp_path / "b", rounds=2, seed=1)
+    (other / "environment.json").write_text(json.dumps([{"expert_sha256": "f" * 64}]))
+    with pytest.raises(aamlib.RunFolderError, match="differ in expert_sha256"):
+        comparison.check_comparable(aamlib.load_runs(tmp_path))
+
+
+def test_a_copy_is_no_second_seed(tmp_path):
+    for name in ("a", "copy"):
+        write_run(tmp_path / name, rounds=2)
+    with pytest.raises(
+        aamlib.RunFolderError, match=r"a and copy are the same run \(pong, bald, 0.1 of the pool, seed 0\)"
+    ):
+        comparison.check_comparable(aamlib.load_runs(tmp_path))
+    comparison.check_comparable(comparison.select_runs(aamlib.load_runs(tmp_path), "run != 'copy'"))
+
+
+def test_selection_by_settings_and_by_how_far_a_run_went(tmp_path):
+    for seed, rounds in enumerate((2, 5)):
+        write_run(tmp_path / f"{seed}", seed=seed, rounds=rounds)
+    metrics = aamlib.load_runs(tmp_path)
+    assert comparison.select_runs(metrics, "agent_steps > 80_000")["round"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert comparison.select_runs(metrics, "seed == 0 and acquisition == 'bald'")["run"].unique() == ["0"]
+    with pytest.raises(aamlib.RunFolderError, match="leaves none of the 2 runs"):
+        comparison.select_runs(metrics, "seed > 5")
+    for condition in ("sed > 5", "seed >", "seed", "seed + 'a'", "seed = 1"):
+        with pytest.raises(aamlib.RunFolderError, match=r"is no condition on runs \(.*\); give one on settings"):
+            comparison.select_runs(metrics, condition)
+
+
+# References
+
+
+def test_references_come_from_the_card_of_the_expert_that_labelled(tmp_path, pong_expert):
+    network = aamlib.load_expert(pong_expert)
+    card = {"game": "pong", "score_mean": 12.0, "random_score_mean": -20.5}
+    path = aamlib.save_expert(tmp_path / "mine.safetensors", network, card)
+    known = read_references("pong", str(path), aamlib.read_card(path)["weights_sha256"])
+    assert known == {"expert": 12.0, "random play": -20.5}
+    for expert, sha256 in (
+        (str(path), "0" * 64),
+        ("nowhere", None),
+        (str(pong_expert), aamlib.read_card(pong_expert)["weights_sha256"]),
+    ):
+        with pytest.raises(ExpertError, match="whose scores no card has: give them as references"):
+            read_references("pong", expert, sha256)
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ({}, "references of pong lack the score of expert and of random play; give references"),
+        ({"pong": {"expert": 3.0}}, "lack the score of random play"),
+        ({"pong": {"expert": 3.0, "random play": 3.0}}, "3.0 is not above random play's 3.0"),
+    ],
+)
+def test_references_that_normalise_nothing_are_refused(run_dir, references, message):
+    with pytest.raises(ValueError, match=message):
+        comparison.learning_curves(aamlib.load_runs(run_dir), aamlib.load_evaluations(run_dir), references)
+
+
+# Tables
+
+
+def test_learning_curves_by_hand(run_dir):
+    scores = aamlib.Run(run_dir).evaluations.groupby("agent_steps")["score"].mean()
+    curve = curves_of(run_dir)
+    assert curve["agent_steps"].tolist() == [70_000, 90_000, 110_000, 130_000]
+    assert curve["score"].tolist() == pytest.approx(scores.tolist())
+    assert curve["smoothed"].tolist()[2:] == pytest.approx([scores.iloc[:3].mean(), scores.iloc[1:].mean()])
+    assert curve["normalised"].tolist()[3] == pytest.approx((scores.iloc[1:].mean() + 20) / 36)
+    unique = aamlib.Run(run_dir).metrics.set_index("round")["unique_labels"]
+    assert curve["unique_labels"].tolist() == unique[[2, 4, 6, 8]].tolist()
+
+
+def test_areas_are_taken_over_what_the_runs_of_a_share_have_in_common():
+    long = table([0.0, 1.0, 1.0, 1.0])
+    short = table([1.0, 1.0, 0.0], seed=1)
+    other_share = table([0.5, 0.5], share=0.4)
+    without = table([np.nan, np.nan], acquisition="random")
+    areas = comparison.areas(pd.concat([long, short, other_share, without])).set_index("run")
+    assert areas["area_agent_steps"].tolist() == pytest.approx([0.75, 0.75, np.nan, 0.5], nan_ok=True)
+    assert areas["area_labels_used"].tolist() == pytest.approx([0.75, 0.75, np.nan, 0.5], nan_ok=True)
+    assert areas["end_agent_steps"].tolist() == [300, 300, 300, 200]
+    assert areas["end_labels_used"].tolist() == [3000, 3000, 3000, 2000]
+
+
+def test_thresholds_show_runs_that_never_got_there():
+    reached = comparison.thresholds(table([0.2, 0.6, 0.8])).set_index(["x", "threshold"])
+    assert reached.loc[("labels_used", 0.5), ["after", "by"]].tolist() == [1000, 2000]
+    assert reached.loc[("unique_labels", 0.75), ["after", "by"]].tolist() == [1000, 1500]
+    assert reached.loc[("agent_steps", 0.9), ["after", "by"]].tolist() == [300, np.inf]
+
+
+def areas_of(values):
+    """A table of areas: (game, acquisition) -> the seeds' values."""
+    rows = [(game, 0.1, name, value) for (game, name), seeds in values.items() for value in seeds]
+    return pd.DataFrame(rows, columns=["game", "query_fraction", "acquisition", "area"])
+
+
+def test_estimates_have_intervals_from_five_seeds_on_and_all_games_together():
+    values = {("pong", "bald"): [0.1, 0.2, 0.3, 0.4, 0.9], ("breakout", "bald"): [0.5] * 5, ("pong", "random"): [0.3]}
+    estimates = comparison.estimates(areas_of(values), "area").set_index(["game", "acquisition"])
+    assert estimates["seeds"].to_dict() == {
+        ("breakout", "bald"): 5, ("pong", "bald"): 5, ("pong", "random"): 1, ("all games", "bald"): 5
+    }  # fmt: skip
+    assert estimates["iqm"].tolist() == pytest.approx([0.5, 0.3, 0.3, (0.3 + 0.4 + 0.5 * 4) / 6])
+    assert estimates.loc[("pong", "random"), ["low", "high"]].isna().all()
+    low, high = estimates.loc[("pong", "bald"), ["low", "high"]]
+    assert 0.1 <= low < 0.3 < high <= 0.9
+
+
+def test_improvements_claim_nothing_below_five_seeds_or_without_a_clear_interval():
+    values = {
+        ("pong", "bald"): [0.9, 0.8, 0.9, 0.8, 0.7],
+        ("pong", "entropy"): [0.1, 0.2, 0.1, 0.2, 0.3],
+        ("pong", "random"): [0.8, 0.7, 0.9, 0.9, 0.7],
+        ("pong", "few"): [0.0],
+    }
+    pairs = comparison.improvements(areas_of(values), "area").set_index(["better", "than"])
+    assert pairs["verdict"].to_dict() == {
+        ("bald", "entropy"): "better", ("bald", "random"): "undecided", ("random", "entropy"): "better"
+    }  # fmt: skip
+    assert pairs.loc[("bald", "entropy"), "probability"] == 1
+    assert pairs.loc[("bald", "random"), "probability"] == pytest.approx((2 * 4 + 2 * 2.5 + 1) / 25)
+
+
+def test_summary_counts_who_got_there_and_reads_as_markdown():
+    curves = pd.concat([table([0.2, 0.6, 0.8]), table([0.2, 0.3, 0.6], seed=1), table([0.1] * 3, seed=2)])
+    row = comparison.summary(curves).iloc[0]
+    assert row[["seeds", "labels_used", "unique_labels"]].tolist() == [3, 3000, 1500]
+    assert row["normalised"] == pytest.approx(0.5)
+    assert row[["labels_to_50", "reached_50", "labels_to_75", "reached_75"]].tolist() == [3000, 2, np.inf, 1]
+    header, _, line = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in comparison.to_markdown(comparison.summary(curves)).splitlines()
+    )
+    cells = dict(zip(header, line, strict=True))
+    assert cells["labels to 50 %"] == "3k (2 of 3)"
+    assert cells["labels to 75 %"] == "– (1 of 3)"
+    assert cells["area over agent steps"] == "0.33"  # the mean of 0.55, 0.35 and 0.1, without an interval

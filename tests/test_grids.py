@@ -1,0 +1,136 @@
+"""Grids: what they come to, what they should cost, and what is said of wrong ones."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import aamlib
+from aamlib.grids import describe_total, estimate, measured_costs, plan
+
+GRIDS = sorted((Path(__file__).parents[1] / "notebooks" / "grids").glob("*.toml"))
+
+
+def test_every_combination_is_a_cell_but_the_excluded(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text("""
+        preset = "quick"
+        seeds = [0, 1]
+        [constants]
+        total_steps = 30_000
+        [values]
+        acquisition = ["bald", "random"]
+        query_fraction = [0.1, 0.4]
+        [[exclude]]
+        acquisition = ["random"]
+        query_fraction = 0.4
+    """)
+    cells = plan(path, tmp_path / "out")
+    assert [cell.name for cell in cells[:3]] == [
+        "bald-query_fraction=0.1-seed=0",
+        "bald-query_fraction=0.4-seed=0",
+        "random-query_fraction=0.1-seed=0",
+    ], "all cells of a seed come before the next seed"
+    assert [cell.config.seed for cell in cells] == [0, 0, 0, 1, 1, 1]
+    cell = cells[1]
+    assert cell.run_dir == tmp_path / "out" / cell.name
+    assert cell.config == aamlib.ExperimentConfig(
+        **aamlib.preset("quick") | {"total_steps": 30_000, "acquisition": "bald", "query_fraction": 0.4, "seed": 0}
+    )
+    assert cell.parameters == {
+        "preset": "quick",
+        "total_steps": 30_000,
+        "acquisition": "bald",
+        "query_fraction": 0.4,
+        "seed": 0,
+    }
+    assert cell.n_rounds == 4  # 10,000 steps of warm-up, then rounds of 5,008
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_constant_seed_and_no_seed_are_one_seed(tmp_path):
+    values = {"values": {"acquisition": ["bald"]}}
+    assert [cell.name for cell in plan(values, tmp_path)] == ["bald-seed=0"]
+    assert [cell.name for cell in plan(values | {"constants": {"seed": 7}}, tmp_path)] == ["bald-seed=7"]
+
+
+def test_paths_make_folder_names_and_do_not_depend_on_the_working_folder(tmp_path, monkeypatch, pong_expert):
+    monkeypatch.chdir(pong_expert.parent)
+    (cell,) = plan({"values": {"expert": ["./pong.safetensors"]}}, tmp_path)
+    assert cell.config.expert == str(pong_expert)
+    assert cell.parameters["expert"] == str(pong_expert)
+    assert cell.run_dir.parent == tmp_path
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_the_grids_that_come_with_the_notebooks_can_be_used(path, tmp_path):
+    assert len(plan(path, tmp_path)) == {"small": 4, "study": 105}[path.stem]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({}, "the grid is empty; list values"),
+        ({"seeds": []}, "the grid is empty"),
+        ({"values": {"acquisition": []}}, r"acquisition = \[\] lists no values"),
+        ({"values": {"aquisition": ["bald"]}}, "unknown setting 'aquisition' in the grid; did you mean 'acquisition'"),
+        ({"constants": {"total_step": 1}, "seeds": [0]}, "did you mean 'total_steps'"),
+        ({"valuse": {"acquisition": ["bald"]}}, "unknown part of a grid 'valuse'; did you mean 'values'"),
+        ({"acquisition": ["bald"]}, "'acquisition' stands outside of the grid's tables"),
+        ({"preset": "quikc", "seeds": [0]}, "did you mean 'quick'"),
+        ({"values": {"acquisition": ["bald", "bald"]}}, "acquisition lists 'bald' twice"),
+        ({"seeds": [1, 1]}, "seed lists 1 twice"),
+        ({"values": {"acquisition": "bald"}}, r"no list; write \['bald'\]"),
+        ({"values": ["bald"]}, "no table"),
+        ({"seeds": [0], "values": {"seed": [1]}}, "both seeds and values of seed"),
+        ({"seeds": [0], "constants": {"game": "pong"}, "values": {"game": ["pong"]}}, "both .constants. and .values."),
+        ({"values": {"query_fraction": [0.1, 2.0]}}, "cell query_fraction=2.0-seed=0: query_fraction = 2.0 is out of"),
+        ({"values": {"acquisition": ["bold"]}}, "unknown acquisition 'bold'; did you mean 'bald'"),
+        ({"seeds": [0], "exclude": [{"seed": 0}]}, "every cell of the grid is excluded"),
+        ({"seeds": [0, 1], "exclude": [{"seed": 2}]}, "exclusion of seed = 2, which is not in the grid"),
+        ({"seeds": [0, 1], "exclude": [{"game": "pong"}]}, "exclusion of 'game', which does not vary"),
+        ({"values": {"expert": ["a/pong", "a:pong"]}}, "2 cells have only 1 folder names"),
+    ],
+)
+def test_a_wrong_grid_is_refused_in_one_sentence(tmp_path, grid, message):
+    with pytest.raises(aamlib.ConfigError, match=message):
+        plan(grid, tmp_path)
+
+
+def test_a_missing_expert_and_a_wrong_file_are_said_before_anything_starts(tmp_path):
+    with pytest.raises(aamlib.ExpertError, match="the grid needs an expert that is not there: no expert 'tennis'"):
+        plan({"values": {"game": ["tennis"]}}, tmp_path)
+    with pytest.raises(aamlib.ConfigError, match="cannot read the grid .*none.toml: No such file"):
+        plan(tmp_path / "none.toml", tmp_path)
+    (tmp_path / "bad.toml").write_text("seeds = [0")
+    with pytest.raises(aamlib.ConfigError, match="bad.toml is no valid TOML"):
+        plan(tmp_path / "bad.toml", tmp_path)
+
+
+def test_work_is_counted_as_the_loop_does_it(tmp_path):
+    """Two rounds by hand: 160 steps of warm-up, then 160 a round, of a pool of 320 a tenth."""
+    small = {"total_steps": 480, "warmup_steps": 160, "round_steps": 160, "pool_size": 320, "evaluate_every": 320}
+    cells = plan({"seeds": [0], "constants": small}, tmp_path)
+    table = estimate(cells)
+    assert table["rounds"].item() == 2
+    assert table["labels"].item() == 64
+    seconds = 480 * 5.3e-4 + 640 * 1.1e-4 + 64 * 5.4e-4 + 2 * 1.5 + 30 * 1.86  # two evaluations: step 320 and the end
+    assert table["hours"].item() == pytest.approx(seconds / 3600, abs=0.0005)
+    assert "1 cells" in describe_total(table)
+    (cell,) = cells
+    budgeted = dataclasses.replace(cell, config=dataclasses.replace(cell.config, label_budget=20))
+    assert estimate([budgeted])[["rounds", "labels"]].iloc[0].tolist() == [1, 20]
+
+
+@pytest.mark.slow
+def test_costs_are_taken_from_finished_runs(tiny, tmp_path):
+    run = aamlib.distill(tiny, tmp_path / "runs" / "tiny")
+    costs = measured_costs(tmp_path / "runs")
+    rounds = run.metrics.iloc[1:]
+    assert costs["seconds"]["agent_step"] == pytest.approx(rounds["seconds_act"].sum() / 640)
+    assert costs["seconds"]["game"] == pytest.approx(rounds["seconds_evaluate"].sum() / 6)
+    disk = sum(path.stat().st_size for path in run.dir.rglob("*") if path.is_file())
+    cells = plan(
+        {"seeds": [0], "constants": {k: v for k, v in tiny.asdict().items() if v is not None and k != "seed"}}, "x"
+    )
+    assert estimate(cells, tmp_path / "runs")["megabytes"].item() == round(disk / 1e6)
