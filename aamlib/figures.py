@@ -19,6 +19,7 @@ from aamlib.selections import COLUMNS, INDIFFERENT, describe_q
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 _ACTIONS = [_PALETTE[i] for i in (0, 1, 2, 4, 9, 7, 3, 5, 8, 6)]  # neighbours look unlike each other
+_OTHERS = [_PALETTE[i] for i in (4, 7, 9, 5, 8, 6)]  # none of the functions' colours
 EXPERT, STUDENT, POOL = _PALETTE[0], _PALETTE[1], "0.35"
 SCORES = {
     "entropy": "predictive entropy (nats)",
@@ -103,7 +104,8 @@ def draw_histogram(ax: Axes, q_values: np.ndarray, column: str, temperature: flo
     if column == "label_entropy":
         ax.axvline(INDIFFERENT * ceiling, color=STUDENT, linestyle="--")
         share = table["indifferent"].mean()
-        ax.set_title(f"τ = {temperature:.3g}: {share:.1%} indifferent (right of the line)", fontsize="medium")
+        text = f"τ = {temperature:.3g}\n{share:.1%} indifferent\n(right of the line)"
+        ax.text(0.04, 0.94, text, transform=ax.transAxes, va="top")
 
 
 def draw_policies(
@@ -142,7 +144,7 @@ def draw_scatter(ax: Axes, states: pd.DataFrame, color: str) -> None:
 def draw_rounds(ax: Axes, table: pd.DataFrame, column: str, by: str = "score") -> None:
     """A column over the rounds, a line per function (or per pair of them); the whole pool is dotted."""
     for i, (name, rows) in enumerate(table.dropna(subset=[column]).groupby(by, sort=False)):
-        color = POOL if name == "pool" else COLORS.get(str(name), _PALETTE[(i + 4) % len(_PALETTE)])
+        color = POOL if name == "pool" else COLORS.get(str(name), _OTHERS[i % len(_OTHERS)])
         style = ":" if name == "pool" else "-"
         ax.plot(rows["round"], rows[column], color=color, linestyle=style, marker="o", markersize=3, label=str(name))
     ax.set_xlabel("round")

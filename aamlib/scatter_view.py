@@ -18,6 +18,8 @@ from aamlib.selections import score_names
 from aamlib.widgets import labelled, one_of, row
 
 _SHOWN = 25  # states at once, beside the points
+_ANSWERS = ("indifferent", "costly", "disagree")
+_COLORS = {"no": "#00224e", "yes": "#fee838", "unknown": "#b0b0b0"}  # the ends of the colour map
 
 
 class ScatterView(RoundView):
@@ -34,7 +36,7 @@ class ScatterView(RoundView):
     def colorable(self) -> list[str]:
         """Columns to colour by."""
         scores = [f"score_{name}" for name in score_names(self.states)]
-        return [*MEASURES, "indifferent", "costly", "disagree", *scores]
+        return [*MEASURES, *_ANSWERS, *scores]
 
     @traitlets.validate("color")
     def _known_column(self, proposal: Any) -> str:
@@ -55,9 +57,19 @@ class ScatterView(RoundView):
         )
 
     def points(self) -> pd.DataFrame:
-        """The states as points: score_entropy, score_bald and the columns to colour by; what is missing counts as 0."""
-        columns = dict.fromkeys(["score_entropy", "score_bald", *self.colorable])
-        return self.states[list(columns)].astype("Float64").fillna(0).astype(float)
+        """The states as points: score_entropy, score_bald and the columns to colour by.
+
+        What is yes or no becomes "yes", "no" or "unknown"; other missing values count as 0.
+        """
+        states = self.states
+        points = states[["score_entropy", "score_bald"]].copy()
+        for column in self.colorable:
+            if column in _ANSWERS:
+                answers = states[column].astype("boolean").map({True: "yes", False: "no"})
+                points[column] = answers.astype(object).fillna("unknown").astype(pd.CategoricalDtype([*_COLORS]))
+            else:
+                points[column] = states[column].astype("Float64").fillna(0).astype(float)
+        return points
 
     def stacks(self) -> np.ndarray:
         """Frames of up to 25 of the picked states (of all, when none is picked), uint8 (N, 4, 84, 84)."""
@@ -91,18 +103,21 @@ class ScatterView(RoundView):
         scatter.mouse(mode="lasso")
         scatter.legend(True)
 
-        def shade(_: Any = None) -> None:
-            points = self.points()
-            low, high = float(points[self.color].min()), float(points[self.color].quantile(0.99))
-            scatter.color(by=self.color, map="cividis", norm=(low, high if high > low else low + 1.0))
-            scatter.data(points)  # last: it takes up the colours of the line before
+        def shade(_: Any = None, **once: Any) -> None:
+            values = self.points()[self.color]
+            if self.color in _ANSWERS:
+                scatter.color(by=self.color, map=_COLORS, **once)
+            else:
+                low, high = float(values.min()), float(values.quantile(0.99))
+                scatter.color(by=self.color, map="cividis", norm=(low, high if high > low else low + 1.0), **once)
 
         def show_points(_: Any = None) -> None:
-            points = self.points()
+            points, once = self.points(), {"skip_widget_update": True}  # or the page draws old points on new axes
             scatter.selection([])
-            scatter.x(scale=(0.0, float(points["score_entropy"].max())))
-            scatter.y(scale=(0.0, max(float(points["score_bald"].max()), 1e-6)))
-            shade()
+            scatter.x(scale=(0.0, float(points["score_entropy"].max())), **once)
+            scatter.y(scale=(0.0, max(float(points["score_bald"].max()), 1e-6)), **once)
+            shade(**once)
+            scatter.data(points)
             show_frames()
 
         def show_frames(_: Any = None) -> None:
@@ -114,5 +129,5 @@ class ScatterView(RoundView):
         self.observe(show_frames, ["picked"])
         show_points()
         self._tell()
-        view = ipywidgets.Box([scatter.show()], layout={"width": "640px", "max_width": "100%"}).add_class("aam-points")
+        view = ipywidgets.VBox([scatter.show()], layout={"width": "640px", "max_width": "100%"}).add_class("aam-points")
         return ipywidgets.VBox([row(*self.round_controls(), color), self.readout_line(), row(view, motion)])

@@ -93,7 +93,8 @@ class Picture(anywidget.AnyWidget):
         const place = () => ["left", "top", "width", "height"].forEach((side, i) => {
           mark.style[side] = `${100 * model.get("mark")[i]}%`;
           mark.hidden = model.get("mark")[3] == 0;
-          mark.style.outlineWidth = model.get("mark")[2] == 0 ? "0.5px" : "2px";  // a line, or a box
+          const line = model.get("mark")[2] == 0;
+          Object.assign(mark.style, line ? { outlineWidth: "0.5px" } : { outlineWidth: "2px", outlineOffset: "-2px" });
         });
         image.addEventListener("click", (event) => {
           model.set("clicked", [event.offsetX / image.clientWidth, event.offsetY / image.clientHeight]);

@@ -146,7 +146,7 @@ def test_expert_q_values(lab):
             temperature.press("ArrowRight")
         page.locator(".aam-seed input").fill("7")
         page.locator(".aam-seed input").press("Enter")
-        with changing(page, ".aam-timeline"):
+        with changing(page, ".aam-timeline"), changing(page, ".aam-entropy"):
             page.locator(".aam-play").click()
         page.locator(".aam-readout", has_text="step 0 of").wait_for()
 
