@@ -132,6 +132,8 @@ def test_killed_kernels_resume_errors_are_named_and_done_cells_are_skipped(cells
 def test_ctrl_c_ends_the_kernels_and_leaves_folders_that_go_on(cells, tmp_path):
     grid = cells(seeds=3, pause=0.5, acquisition=["bald"])
     script = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which background jobs of a shell ignore
         "from aamlib import batch, grids\n"
         f"cells = grids.plan({ {'seeds': [0, 1, 2], 'constants': SMALL, 'values': {'acquisition': ['bald']}} }, "
         f"{str(tmp_path / 'out')!r}, {str(tmp_path / 'stand_in.ipynb')!r})\n"
