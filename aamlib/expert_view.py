@@ -50,7 +50,7 @@ class ExpertView(View):
     student = traitlets.Unicode()
     seed = traitlets.Int(0, min=0)
     epsilon = traitlets.Float(0.05, min=0, max=1)
-    steps = traitlets.Int(1000, min=1)
+    steps = traitlets.Int(600, min=1)
     temperature = traitlets.Float(0.1, min=1e-3)
     step = traitlets.Int(0, min=0)
     original_colours = traitlets.Bool(False)

@@ -99,8 +99,8 @@ def draw_histogram(ax: Axes, q_values: np.ndarray, column: str, temperature: flo
     table, ceiling = describe_q(q_values, temperature), np.log(q_values.shape[1])
     highest = ceiling if column == "label_entropy" else table[column].quantile(0.995)
     span = (0.0, max(float(highest), 1e-6))
-    ax.hist(table[column].clip(*span), bins=40, range=span, color=EXPERT)
-    ax.set(xlabel=axis_label(column), xlim=span, ylabel="states")
+    ax.stairs(*np.histogram(table[column].clip(*span), bins=40, range=span), fill=True, color=EXPERT)
+    ax.set(xlabel=axis_label(column), xlim=span, ylim=(0, None), ylabel="states")
     if column == "label_entropy":
         ax.axvline(INDIFFERENT * ceiling, color=STUDENT, linestyle="--")
         share = table["indifferent"].mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,7 @@ class Recording:
         return np.stack([padded[i : i + len(self)] for i in range(before + 1)], axis=1)
 
 
-def record_game(policy: nn.Module, game: str, *, steps: int = 1000, epsilon: float = 0.05, seed: int = 0) -> Recording:
+def record_game(policy: nn.Module, game: str, *, steps: int = 600, epsilon: float = 0.05, seed: int = 0) -> Recording:
     """Play the first `steps` agent steps of a game, epsilon-greedily.
 
     Raises ConfigError for an unknown game.
@@ -81,11 +82,12 @@ def colour_frames(recording: Recording) -> UInt8[np.ndarray, "N 210 160 3"]:
     return np.stack(frames)
 
 
-def action_names(game: str) -> list[str]:
+@functools.cache
+def action_names(game: str) -> tuple[str, ...]:
     """What the A actions of a game do, such as "NOOP" or "RIGHTFIRE". Raises ConfigError for an unknown game."""
     ALEInterface.setLoggerMode(LoggerMode.Error)  # it would greet on stderr
     rom = roms.get_rom_path(check_game(game))
     assert rom is not None
     ale = ALEInterface()
     ale.loadROM(rom)
-    return [action.name for action in ale.getMinimalActionSet()]
+    return tuple(action.name for action in ale.getMinimalActionSet())

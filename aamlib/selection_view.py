@@ -104,7 +104,7 @@ class SelectionView(RoundView):
         stacks = np.stack(shown["frames"].to_list()) if len(shown) else np.full((1, 4, 84, 84), 255, np.uint8)
         return mosaic(stacks, self.columns)[-1]
 
-    def policies(self, state: pd.Series) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    def policies(self, state: pd.Series) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
         """The actions' names, and the policies of expert (A,), student's mean (A,) and passes (T, A)."""
         tau = self.config["temperature"]
         passes = figures.softmax(state["q_samples"], tau)

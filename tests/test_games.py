@@ -34,7 +34,7 @@ def test_colours_are_of_the_same_moments(recording):
 
 
 def test_actions_have_names():
-    assert games.action_names("pong") == ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
+    assert games.action_names("pong") == ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
     with pytest.raises(aamlib.ConfigError, match="did you mean 'pong'"):
         games.action_names("pnog")
 

@@ -127,6 +127,17 @@ def changing(page, picture, *, numbers=True):
         page.wait_for_function("(text) => document.querySelector('.aam-readout').innerText != text", arg=text)
 
 
+@contextmanager
+def redrawn(page, canvas):
+    """What is done in the block changes what is drawn on the canvas, which says so to no one."""
+    before, until = canvas.screenshot(), time.monotonic() + SECONDS / 1000
+    yield
+    while canvas.screenshot() == before:
+        assert time.monotonic() < until, "the canvas stays as it was"
+        page.wait_for_timeout(100)
+    page.wait_for_timeout(500)  # drawn to the end, for the screenshot
+
+
 @in_browser
 def test_expert_q_values(lab):
     with opened(lab, NAMES[0]) as page:
@@ -186,11 +197,9 @@ def test_entropy_versus_bald(lab):
             for point in points[1:]:
                 page.mouse.move(*point, steps=12)
             page.mouse.up()
-        before = canvas.screenshot()
-        page.locator(".aam-color select").select_option("expert indifferent (1: yes)")
-        page.wait_for_timeout(1000)
-        assert canvas.screenshot() != before
+        with redrawn(page, canvas):
+            page.locator(".aam-color select").select_option("expert indifferent (1: yes)")
         handle = page.locator(".aam-round .noUi-handle")
         handle.focus()
-        with changing(page, ".aam-motion"):
+        with changing(page, ".aam-motion"), redrawn(page, canvas):
             handle.press("ArrowLeft")
