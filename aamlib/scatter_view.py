@@ -106,7 +106,7 @@ class ScatterView(RoundView):
         def shade(_: Any = None, **once: Any) -> None:
             values = self.points()[self.color]
             if self.color in _ANSWERS:
-                scatter.color(by=self.color, map=_COLORS, **once)
+                scatter.color(by=self.color, map=[*_COLORS.values()], **once)
             else:
                 low, high = float(values.min()), float(values.quantile(0.99))
                 scatter.color(by=self.color, map="cividis", norm=(low, high if high > low else low + 1.0), **once)

@@ -29,11 +29,16 @@ def view(runs, pong_expert):
     return ExpertView("pong", pong_expert, "pong-bald", runs, steps=60, seed=1, temperature=0.2)
 
 
+def walk(panel):
+    """The panel and everything in it."""
+    yield panel
+    for child in getattr(panel, "children", ()):
+        yield from walk(child)
+
+
 def controls(panel, name):
     """The widget of a class, from anywhere in the panel."""
-    if name in getattr(panel, "_dom_classes", ()):
-        return panel
-    return next(filter(None, (controls(child, name) for child in getattr(panel, "children", ()))), None)
+    return next(widget for widget in walk(panel) if name in getattr(widget, "_dom_classes", ()))
 
 
 def test_moving_the_step_changes_frame_policy_mark_and_numbers(view):
@@ -194,6 +199,23 @@ def test_picked_points_show_their_numbers_and_frames(runs):
     np.testing.assert_array_equal(view.stacks(), np.stack(view.states["frames"].iloc[picked].to_list()))
     view.round = view.rounds[0]
     assert view.picked == (), "other states stand there now"
+
+
+def test_the_points_on_the_page_are_the_rounds_in_their_colours(runs):
+    view = ScatterView(runs, "pong-bald")
+    page = next(child for child in walk(view.panel) if hasattr(child, "y_scale_domain"))
+    for color, number in (("indifferent", view.rounds[1]), ("q_gap", view.rounds[2]), ("costly", view.rounds[0])):
+        view.color = color
+        view.round = number
+        points = np.asarray(page.points)
+        for axis, (name, domain) in enumerate((("entropy", page.x_scale_domain), ("bald", page.y_scale_domain))):
+            place = domain[0] + (points[:, axis] + 1) / 2 * (domain[1] - domain[0])
+            np.testing.assert_allclose(place, view.states[f"score_{name}"], rtol=1e-3, atol=1e-4)
+        shade = points[:, 2]
+        if color == "q_gap":
+            assert np.corrcoef(shade, view.states["q_gap"])[0, 1] > 0.999
+        else:
+            np.testing.assert_array_equal(shade, view.states[color].astype(int))
 
 
 def test_without_a_live_notebook_views_are_still_pictures(runs, view):
