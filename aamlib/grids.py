@@ -176,7 +176,7 @@ def _name(varied: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.=+-]+", ".", "-".join(parts)).strip(".")
 
 
-# Time and disk. The defaults: a run of the preset "quick" (Pong, BALD, 22 rounds) on two cores of an AMD EPYC with two
+# Time and disk. The defaults: a run of the preset "quick" (Pong, BALD, 22 rounds) on two cores with two
 # threads, torch 2.13, float32. Seconds per unit of work, and bytes.
 SECONDS = {
     "agent_step": 5.3e-4,
