@@ -1,40 +1,58 @@
-"""Checkpoints of a run: weights and counters in one file, the pool's frames in compressed segments, one per save."""
+"""Checkpoints of a run: the student, the rest of its state, and the pool's frames in a compressed segment per save."""
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aamlib.files import RunFolderError, file_hash, load_arrays, read_torch, save_arrays, write_json, write_torch
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from aamlib.files import (
+    RunFolderError,
+    file_hash,
+    load_arrays,
+    read_torch,
+    save_arrays,
+    write_bytes,
+    write_json,
+    write_torch,
+)
 from aamlib.replay import FramePool
 
 
-def save_checkpoint(run_dir: Path, number: int, content: dict[str, Any], pool: FramePool, *, keep: int) -> None:
+def save_checkpoint(
+    run_dir: Path, number: int, student: Mapping[str, Tensor], content: dict[str, Any], pool: FramePool, *, keep: int
+) -> None:
     """Write checkpoint `number`, then drop all but the newest `keep` checkpoints and what only they needed.
 
-    `content` is what `read_torch` accepts. The manifest, with a hash of every file, is written last: a
-    checkpoint without one does not exist. Raises RunFolderError when it cannot be written; the one before still stands.
+    `student` is its weights, `content` what `read_torch` accepts. The manifest, with a hash of every file, is
+    written last: a checkpoint without one does not exist. Raises RunFolderError when it cannot be written; the one
+    before still stands.
     """
     folder = run_dir / "checkpoints"
     folder.mkdir(exist_ok=True)
-    weights = folder / f"{number:06d}.pt"
-    write_torch(weights, {**content, "labelled": pool.labelled})
-    files = [weights, *_save_pool(run_dir / "pool", pool)]
-    write_json(weights.with_suffix(".json"), {str(path.relative_to(run_dir)): file_hash(path) for path in files})
+    weights, state = folder / f"{number:06d}.safetensors", folder / f"{number:06d}.pt"
+    write_bytes(weights, safetensors.torch.save({name: tensor.contiguous() for name, tensor in student.items()}))
+    write_torch(state, {**content, "labelled": pool.labelled})
+    files = [weights, state, *_save_pool(run_dir / "pool", pool)]
+    write_json(state.with_suffix(".json"), {str(path.relative_to(run_dir)): file_hash(path) for path in files})
 
     manifests = sorted(folder.glob("*.json"), reverse=True)
     for manifest in manifests[keep:]:
         manifest.unlink()
     needed = {name for manifest in manifests[:keep] for name in json.loads(manifest.read_text())}
-    for path in [*folder.glob("*.pt"), *(run_dir / "pool").glob("*.zst")]:
+    for path in [*folder.glob("*.pt"), *folder.glob("*.safetensors"), *(run_dir / "pool").glob("*.zst")]:
         if str(path.relative_to(run_dir)) not in needed:
             path.unlink()
 
 
-def load_checkpoint(run_dir: Path, pool: FramePool) -> dict[str, Any] | None:
-    """The newest undamaged checkpoint's content, and its frames put into the empty `pool`; None if there was never one.
+def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest undamaged checkpoint's student and content, its frames put into the empty `pool`; None without one.
 
     Warns of each damaged checkpoint that it passes over, and removes it. Raises RunFolderError if all are damaged.
     """
@@ -46,20 +64,31 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> dict[str, Any] | None:
         except (OSError, ValueError) as error:
             damaged = [str(error)]
         if not damaged:
-            weights, *segments = (run_dir / name for name in hashes)
-            content = read_torch(weights)
+            weights, state, *segments = (run_dir / name for name in hashes)
+            content = read_torch(state)
             pool.restore([load_arrays(segment) for segment in segments])
             pool.labelled = content.pop("labelled")
             for path in (run_dir / "pool").glob("*.zst"):  # of a round that was under way
                 if _steps(path)[0] >= pool.n_steps:
                     path.unlink()
-            return content
+            return safetensors.torch.load_file(weights), content
         message = f"checkpoint {manifest.stem} of {run_dir} is damaged ({', '.join(damaged)}); taking the one before."
         warnings.warn(message, stacklevel=2)
         manifest.rename(manifest.with_suffix(".damaged"))
     if manifests:
         raise RunFolderError(f"every checkpoint of {run_dir} is damaged; start the run again in another folder.")
     return None
+
+
+def newest_student(run_dir: str | Path) -> dict[str, Tensor]:
+    """The weights of the student after the last completed round. Raises RunFolderError if there are none to read."""
+    saved = sorted((Path(run_dir) / "checkpoints").glob("*.safetensors"))
+    if not saved:
+        raise RunFolderError(f"{run_dir} holds no student yet (checkpoints/*.safetensors); go on with its run.")
+    try:
+        return safetensors.torch.load_file(saved[-1])
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"{saved[-1]} cannot be read ({error}); copy it again, or go on with its run.") from error
 
 
 def _save_pool(folder: Path, pool: FramePool) -> list[Path]:

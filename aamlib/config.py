@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import torch
 from ale_py import roms
+
+RECORDED_PER_RUN = 150_000  # queried, and as many random, states: about 17 MB
 
 _C = TypeVar("_C", bound="Config")
 
@@ -183,8 +186,8 @@ class ExperimentConfig(Config):
     evaluation_epsilon: float = setting(0.05, "exploration in evaluation", minimum=0, maximum=1)
     evaluation_dropout: bool = setting(False, "dropout in evaluation")
     probe_states: int = setting(2_000, "states in each of the two probe sets", minimum=1)
-    recorded_states: int = setting(2_000, "queried, and as many random, states whose scores are kept", minimum=1)
-    recorded_stacks: int = setting(200, "of each, states whose frames and samples are kept", minimum=0)
+    recorded_states: int = setting(2_000, "of queried, and of random, states: most that a round records", minimum=1)
+    recorded_stacks: int = setting(200, "of each, most that are recorded with frames and samples", minimum=0)
     precision: str = setting("auto", "of matrix products; auto: the faster", choices=("auto", "float32", "bfloat16"))
     device: str = setting("cpu", "torch device, such as cpu or cuda")
 
@@ -200,6 +203,16 @@ class ExperimentConfig(Config):
                 )
         if self.query_size(min(self.pool_size, self.warmup_steps + self.round_steps)) < 1:
             raise ConfigError(f"query_fraction = {self.query_fraction} of the pool is less than one state; raise it.")
+
+    @property
+    def recording(self) -> tuple[int, int]:
+        """States, and among them states with frames, that a round records of each kind; fewer in long runs.
+
+        So many over the whole run that its folder stays below 50 MB, whatever its horizon.
+        """
+        rounds = max(1, math.ceil((self.total_steps - self.warmup_steps) / self.round_steps))
+        share = min(1, RECORDED_PER_RUN / (rounds * self.recorded_states))
+        return math.ceil(share * self.recorded_states), math.ceil(share * self.recorded_stacks)
 
     def query_size(self, n_states: int) -> int:
         """States to ask about, of `n_states` in the pool."""

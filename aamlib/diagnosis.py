@@ -88,15 +88,16 @@ def record_selection(
 ) -> pd.DataFrame:
     """Scores under every acquisition function, and the expert's Q-values, of queried and of random pool states.
 
-    Up to `recorded_states` of each kind, drawn at random; the first `recorded_stacks` of each with frames and the
-    student's samples. For looking only: these labels do not count as queries. See `Run.selection` for the columns.
+    As many of each kind as `config.recording` says, drawn at random; the first with frames and the student's samples.
+    For looking only: these labels do not count as queries. See `Run.selection` for the columns.
     """
+    n_states, n_stacks = config.recording
     functions = {**ACQUISITIONS, config.acquisition: find_acquisition(config.acquisition)}
     tables = []
     for kind, candidates in (("queried", queried), ("random", pool.ids())):
-        drawn = candidates[torch.randperm(len(candidates), generator=generator)[: config.recorded_states]]
+        drawn = candidates[torch.randperm(len(candidates), generator=generator)[:n_states]]
         # Neighbours in time beside each other compress well, so the states with frames are sorted among themselves.
-        ids = torch.cat([part.sort().values for part in drawn.tensor_split([config.recorded_stacks])])
+        ids = torch.cat([part.sort().values for part in drawn.tensor_split([n_stacks])])
         samples, expert_q = [], []
         for batch in ids.split(FORWARD_BATCH):
             states = pool.read(batch).to(config.device)
@@ -108,7 +109,7 @@ def record_selection(
             f"score_{name}": function(logits, generator=generator).numpy().astype(np.float32)
             for name, function in functions.items()
         }
-        kept = range(min(config.recorded_stacks, len(ids)))
+        kept = range(min(n_stacks, len(ids)))
         stacks = pool.read(ids[: len(kept)]).numpy()
         table = pd.DataFrame({"kind": kind, "state_id": ids.numpy(), **scores})
         table["expert_q"] = list(torch.cat(expert_q).numpy())

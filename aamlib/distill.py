@@ -21,21 +21,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
-import safetensors.torch
 import torch
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from aamlib.acquisition import choose, find_acquisition
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
-from aamlib.checkpoints import load_checkpoint, save_checkpoint
+from aamlib.checkpoints import load_checkpoint, newest_student, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import ExpertError, expert_path, fingerprint, label, load_expert
-from aamlib.files import RunFolderError, lock_run, write_bytes, write_csv, write_json
+from aamlib.files import RunFolderError, lock_run, write_csv, write_json
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import EVALUATIONS, METRICS, Run, open_run, read_config, read_starts, record_start, write_selection
@@ -114,7 +112,7 @@ class Distillation:
                     self.report("running")
                     bar.set_postfix(score=self.last_score(), labels=f"{self.labels_used:,}", refresh=False)
                     bar.update(self.agent_steps - bar.n)
-            self.finish()
+            self.save(keep=1)
             status = "finished" if self.agent_steps >= total else "label budget used"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -262,21 +260,14 @@ class Distillation:
     def save(self, keep: int) -> None:
         """Write the checkpoint, which holds the tables too, and then the tables as CSV."""
         content = {
-            "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "metrics": self.metrics,
             "evaluations": self.evaluations,
         }
-        save_checkpoint(self.run_dir, self.round, content, self.pool, keep=keep)
+        save_checkpoint(self.run_dir, self.round, self.student.state_dict(), content, self.pool, keep=keep)
         write_csv(self.run_dir / "metrics.csv", pd.DataFrame(self.metrics, columns=list(METRICS)))
         write_csv(self.run_dir / "evaluations.csv", pd.DataFrame(self.evaluations, columns=list(EVALUATIONS)))
-
-    def finish(self) -> None:
-        """Leave what is needed to look at the student, and to go on."""
-        self.save(keep=1)
-        weights = {name: tensor.contiguous() for name, tensor in self.student.state_dict().items()}
-        write_bytes(self.run_dir / "student.safetensors", safetensors.torch.save(weights))
 
     def open(self) -> None:
         """Check that the folder is this run's, take up its newest checkpoint, and start games."""
@@ -284,8 +275,9 @@ class Distillation:
         starts, expert_hash = read_starts(self.run_dir), fingerprint(self.expert)
         if starts and starts[0]["expert_sha256"] != expert_hash:
             raise RunFolderError(f"{self.run_dir} was labelled by an expert with other weights; choose another folder.")
-        if saved := load_checkpoint(self.run_dir, self.pool):
-            self.student.load_state_dict(saved["student"])
+        if checkpoint := load_checkpoint(self.run_dir, self.pool):
+            student, saved = checkpoint
+            self.student.load_state_dict(student)
             self.optimiser.load_state_dict(saved["optimiser"])
             for name, value in saved["counters"].items():
                 setattr(self, name, value)
@@ -321,17 +313,11 @@ class Distillation:
 
 
 def load_student(run_dir: str | Path) -> MCDropoutDQN:
-    """The student of a run as its last round left it, in evaluation mode: to watch it, or to go on with it.
+    """The student of a run as its last completed round left it, in evaluation mode: to watch it, or to go on with it.
 
-    Raises RunFolderError if the run has not finished, or its weights cannot be read.
+    Raises RunFolderError if there is none yet, or its weights cannot be read.
     """
-    path = Path(run_dir) / "student.safetensors"
-    try:
-        weights = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RunFolderError(
-            f"{path} cannot be read ({error}); has the run finished? The same call goes on."
-        ) from error
+    weights = newest_student(run_dir)
     student = MCDropoutDQN(len(weights["head.weight"]), dropout=read_config(run_dir)["dropout"])
     student.load_state_dict(weights)
     return student.eval()

@@ -36,7 +36,7 @@ class ExpertView(View):
     student:
         Name in `students`, or "" for none.
     students:
-        Runs to choose from, by name; those without a finished student or of other games are left out.
+        Runs to choose from, by name; those without a student or of other games are left out.
     seed, epsilon, steps:
         Of the game that is played; at most `steps` agent steps of it.
     temperature:
@@ -65,7 +65,7 @@ class ExpertView(View):
         **settings: Any,
     ) -> None:
         super().__init__(game=game, expert=str(expert or game), **settings)
-        self.students = {name: run for name, run in (students or {}).items() if _finished(run)}
+        self.students = {name: run for name, run in (students or {}).items() if _has_student(run)}
         self.student = one_of("student", student, ["", *self.students])
         self.play()
 
@@ -261,5 +261,5 @@ class ExpertView(View):
         )
 
 
-def _finished(run: Run) -> bool:
-    return (run.dir / "student.safetensors").exists()
+def _has_student(run: Run) -> bool:
+    return any((run.dir / "checkpoints").glob("*.safetensors"))

@@ -7,9 +7,8 @@
 | metrics.csv                 | one row per round, columns as in `METRICS`                                        |
 | evaluations.csv             | one row per evaluated game                                                       |
 | selections/NNNNNN.parquet   | per round: queried and random states with scores, expert's Q-values and frames   |
-| checkpoints/NNNNNN.*        | weights, optimiser and counters after round NNNNNN; the last two are kept        |
+| checkpoints/NNNNNN.*        | student (safetensors) and all else that the run needs to go on after round NNNNNN |
 | pool/NNNNNNNN.zst           | frames, one segment per round, dropped when no longer in the pool                |
-| student.safetensors         | the student after the last round                                                 |
 | progress.json               | where the run stands, rewritten each round                                       |
 | run.lock                    | held while a process works on the run                                            |
 """
@@ -271,7 +270,7 @@ def write_selection(run_dir: Path, number: int, table: pd.DataFrame) -> None:
     """Write a round's recorded states; see `Run.selection`. Frames of neighbouring states compress well together."""
     folder = run_dir / "selections"
     folder.mkdir(exist_ok=True)
-    floats = [name for name in table.columns.astype(str) if name.startswith("score_")]
+    scores = [name for name in table.columns.astype(str) if name.startswith("score_")]
     with replacing(folder / f"{number:06d}.parquet") as temporary:
         table.to_parquet(
             temporary,
@@ -280,5 +279,5 @@ def write_selection(run_dir: Path, number: int, table: pd.DataFrame) -> None:
             compression_level=9,
             data_page_size=64 * 2**20,  # one page: zstd sees all stacks at once
             use_dictionary=["kind"],
-            use_byte_stream_split=floats,
+            use_byte_stream_split=[*scores, "expert_q.list.element"],
         )

@@ -26,7 +26,10 @@ def copy_sample(run: Run, target: str | Path, *, rounds: int = 6, student: bool 
     numbers = rounds_of(run)
     spread = np.linspace(0, len(numbers) - 1, min(rounds, len(numbers))).round().astype(int)
     names = [*_TABLES, *(f"selections/{numbers[i]:06d}.parquet" for i in spread)]
-    for name in [*names, "student.safetensors"] if student else names:
+    if student:
+        (target / "checkpoints").mkdir()
+        names.append(f"checkpoints/{run.metrics['round'].iloc[-1]:06d}.safetensors")
+    for name in names:
         shutil.copyfile(run.dir / name, target / name)
     return Run(target)
 

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from aamlib.config import PRESETS, Config, ConfigError, ExperimentConfig, check_device, check_game, preset, setting
+from aamlib.config import (
+    PRESETS,
+    RECORDED_PER_RUN,
+    Config,
+    ConfigError,
+    ExperimentConfig,
+    check_device,
+    check_game,
+    preset,
+    setting,
+)
 from aamlib.pqn import PQNConfig
 
 
@@ -209,3 +219,13 @@ def test_unknown_preset_is_told_the_nearest():
 def test_games_and_devices_that_can_be_used_are_returned():
     assert check_game("ms_pacman") == "ms_pacman"
     assert check_device("cpu") == "cpu"
+
+
+def test_long_runs_record_fewer_states_a_round_so_that_their_folders_stay_small():
+    assert ExperimentConfig(total_steps=700_000).recording == (2_000, 200)
+    study = ExperimentConfig()
+    states, stacks = study.recording
+    rounds = (study.total_steps - study.warmup_steps) // study.round_steps
+    assert 0.95 * RECORDED_PER_RUN < rounds * states < 1.05 * RECORDED_PER_RUN
+    assert stacks == pytest.approx(states / 10, abs=1)
+    assert ExperimentConfig(recorded_states=100, recorded_stacks=0).recording == (100, 0)

@@ -145,12 +145,13 @@ def test_killed_at_any_moment_it_goes_on_and_loses_nothing(with_settings, tmp_pa
     assert run.evaluations.groupby("round").size().eq(2).all()
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", ["pt", "safetensors"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tiny, tmp_path, monkeypatch, part):
     run_dir = tmp_path / "run"
     interrupt_in_round(4, monkeypatch)
     assert aamlib.distill(tiny, run_dir).status == "interrupted"
     monkeypatch.undo()
-    newest = run_dir / "checkpoints" / "000003.pt"
+    newest = run_dir / "checkpoints" / f"000003.{part}"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
@@ -228,15 +229,21 @@ def test_two_processes_on_one_folder_the_second_stops(tiny, tmp_path):
         aamlib.distill(tiny, tmp_path / "run")
 
 
-def test_the_trained_student_is_loaded_and_an_unfinished_run_says_so(tiny, tmp_path, monkeypatch):
+def test_the_student_of_the_last_round_is_loaded_and_a_folder_without_one_says_so(tiny, tmp_path, monkeypatch):
+    interrupt_in_round(2, monkeypatch)
     run = aamlib.distill(tiny, tmp_path / "run")
-    student = aamlib.load_student(run.dir)
+    after_round_1 = aamlib.load_student(run.dir).state_dict()
+    monkeypatch.undo()
+    student = aamlib.load_student(aamlib.distill(tiny, run.dir).dir)
     assert not student.training
     assert student.dropout == tiny.dropout
-    interrupt_in_round(1, monkeypatch)
-    aamlib.distill(tiny, tmp_path / "other")
-    with pytest.raises(aamlib.RunFolderError, match="has the run finished"):
+    assert not torch.equal(after_round_1["head.weight"], student.head.weight)
+    with pytest.raises(aamlib.RunFolderError, match="holds no student yet"):
         aamlib.load_student(tmp_path / "other")
+    for path in (run.dir / "checkpoints").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(aamlib.RunFolderError, match="cannot be read .* go on with its run"):
+        aamlib.load_student(run.dir)
 
 
 def test_bad_input_stops_before_anything_is_written(with_settings, tmp_path):
