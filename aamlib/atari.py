@@ -116,19 +116,26 @@ def play(
     Each of `episodes` environments plays exactly its first game: taking whichever games end first would favour short
     ones. A step holds the games still being played, named in `games` (0 to episodes − 1); rewards are not clipped.
     """
-    envs = make_envs(game, episodes, max_frames=max_frames)
+    # An emulator for each game: in one vector environment, games that are over would be stepped until the last one is.
+    envs = [make_envs(game, 1, max_frames=max_frames, n_threads=1) for _ in range(episodes)]
     generator = torch.Generator().manual_seed(seed)
-    observations, _ = envs.reset(seed=env_seeds(seed, "play", episodes))
-    actions = np.zeros(episodes, dtype=np.int64)
+    seeds = np.split(env_seeds(seed, "play", episodes), episodes)
+    observations = np.concatenate([env.reset(seed=one)[0] for env, one in zip(envs, seeds, strict=True)])
     games = np.arange(episodes)
     while len(games):
         states = torch.from_numpy(observations[games])
         q_values = policy(states.to(device)).cpu()
-        actions[games] = epsilon_greedy(q_values, epsilon, generator)
-        observations, rewards, terminated, truncated, _ = envs.step(actions)
-        yield Step(states, q_values, actions[games], rewards[games], games)
-        games = games[~(terminated | truncated)[games]]
-    envs.close()
+        actions = epsilon_greedy(q_values, epsilon, generator)
+        for i, action in zip(games, np.split(actions, len(games)), strict=True):
+            envs[i].send(action)
+        frames, rewards, terminated, truncated = map(
+            np.concatenate, zip(*(envs[i].recv()[:4] for i in games), strict=True)
+        )
+        yield Step(states, q_values, actions, rewards, games)
+        observations[games] = frames
+        games = games[~(terminated | truncated)]
+    for env in envs:
+        env.close()
 
 
 def evaluate(

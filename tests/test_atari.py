@@ -11,30 +11,31 @@ from aamlib.config import ConfigError
 LENGTHS = np.array([3, 1, 6, 4])
 
 
-class ScriptedEnvs:
-    """First games last LENGTHS steps and pay 10 times their number + 10 a step; all later games pay 1000 a step."""
+class ScriptedEnv:
+    """A vector environment of one game, the `number`-th that was made, of scripted length."""
 
-    def __init__(self, game, n_envs, **settings):
-        self.numbers, self.lengths, self.settings = np.arange(n_envs), LENGTHS[:n_envs], settings
+    def __init__(self, number, settings):
+        self.number, self.settings = number, settings
         self.t, self.actions, self.closed = 0, [], False
 
     def reset(self, *, seed):
-        self.seeds = seed.tolist()
+        [self.seed] = seed.tolist()
         return self.observe(), {}
 
-    def step(self, actions):
-        self.actions.append(actions.copy())
+    def send(self, action):
+        self.actions.append(action.item())
+
+    def recv(self):
         self.t += 1
-        rewards = np.where(self.t <= self.lengths, 10 * self.numbers + 10, 1000).astype(np.int32)
-        over = self.t % self.lengths == 0
-        odd = self.numbers % 2 == 1
-        return self.observe(), rewards, over & odd, over & ~odd, {}
+        over, odd = np.array([self.t >= LENGTHS[self.number]]), self.number % 2 == 1
+        reward = np.array([10 * self.number + 10], dtype=np.int32)
+        return self.observe(), reward, over & odd, over & (not odd), {}
 
     def observe(self):
-        """States that hold their game's number and time."""
-        states = np.zeros((len(self.numbers), 4, 84, 84), dtype=np.uint8)
-        states[:, 0, 0, 0], states[:, 0, 0, 1] = self.numbers, self.t
-        return states
+        """A state that holds its game's number and time."""
+        state = np.zeros((1, 4, 84, 84), dtype=np.uint8)
+        state[0, 0, 0, :2] = self.number, self.t
+        return state
 
     def close(self):
         self.closed = True
@@ -45,8 +46,9 @@ def scripted(monkeypatch):
     """Scripted games instead of the emulator's; holds those that were made."""
     made = []
 
-    def make(*args, **settings):
-        made.append(ScriptedEnvs(*args, **settings))
+    def make(game, n_envs, **settings):
+        assert n_envs == 1
+        made.append(ScriptedEnv(len(made) % 4, settings))
         return made[-1]
 
     monkeypatch.setattr(atari, "make_envs", make)
@@ -70,16 +72,18 @@ def test_each_first_game_counts_whole_and_no_later_one(scripted):
 
 def test_evaluation_steps_whole_unclipped_games_of_its_own_and_closes_them(scripted):
     evaluate(number_policy, "pong", episodes=4, max_frames=1234)
-    [envs] = scripted
-    assert envs.settings == {"max_frames": 1234}
-    assert envs.t == LENGTHS.max()
-    assert envs.closed
+    assert len(scripted) == 4
+    for env, length in zip(scripted, LENGTHS, strict=True):
+        assert env.settings == {"max_frames": 1234, "n_threads": 1}
+        assert env.t == length, "a game that is over is not stepped"
+        assert env.closed
 
 
 def test_games_are_seeded_by_the_seed_of_the_evaluation(scripted):
     for seed in (0, 0, 1):
         evaluate(number_policy, "pong", episodes=4, seed=seed)
-    first, again, other = (envs.seeds for envs in scripted)
+    first, again, other = np.reshape([env.seed for env in scripted], (3, 4)).tolist()
+    assert len(set(first)) == 4
     assert first == again
     assert not set(first) & set(other)
 
@@ -90,9 +94,10 @@ def test_policy_sees_and_steers_the_games_still_played(scripted):
         assert step.games.tolist() == np.flatnonzero(t < LENGTHS).tolist()
         assert step.states[:, 0, 0, :2].tolist() == [[game, t] for game in step.games]
         np.testing.assert_array_equal(step.actions, step.games)
-        np.testing.assert_array_equal(scripted[0].actions[t][step.games], step.games)
         torch.testing.assert_close(step.q_values, number_policy(step.states))
         np.testing.assert_array_equal(step.rewards, 10 * step.games + 10)
+    for number, env in enumerate(scripted):
+        assert env.actions == [number] * LENGTHS[number]
 
 
 def test_sampled_states_are_distinct_and_as_many_of_each_game(scripted):
@@ -103,8 +108,11 @@ def test_sampled_states_are_distinct_and_as_many_of_each_game(scripted):
 
 
 def test_sampled_states_are_uniform_over_a_game(scripted):
-    draws = 400
-    times = [sample_states(number_policy, "pong", 3, 3, 0.0, seed)[2, 0, 0, 1].item() for seed in range(draws)]
+    draws, times = 400, []
+    for seed in range(draws):
+        scripted.clear()
+        states = sample_states(number_policy, "pong", 3, 3, 0.0, seed)
+        times.append(states[2, 0, 0, 1].item())
     shares = np.bincount(times, minlength=6) / draws  # of the 6 states of game 2
     np.testing.assert_allclose(shares, 1 / 6, atol=0.093)  # five standard errors
 
