@@ -12,7 +12,7 @@ RUN ?= $(CURDIR)/data/runs/$(PRESET)-$(GAME)-$(ACQUISITION)
 GRID ?= small
 BATCH ?= $(CURDIR)/data/runs/$(GRID)
 
-.PHONY: run batch test lab expert sample figures check format clean
+.PHONY: run batch test lab expert sample figures bench check format clean
 
 run: $(READY)  ## Watch a student learn: PRESET, GAME, ACQUISITION and RUN (the run's folder) can be set
 	@mkdir -p $(RUN)
@@ -44,6 +44,11 @@ sample: $(READY)  ## Make the sample runs in data/sample/ again, with the bundle
 figures: $(READY)  ## Redraw everything in plots/ from data/results/
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare.ipynb -k python3 --no-progress-bar
+
+bench: $(READY)  ## Measure speed against the machine's limits; nothing else should be busy
+	@mkdir -p data/runs
+	$(BIN)/papermill notebooks/08_benchmark.ipynb data/runs/benchmark.ipynb -k python3 --no-progress-bar \
+		--stdout-file /dev/stdout --stderr-file /dev/stderr
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -170,7 +170,7 @@ class ExperimentConfig(Config):
     warmup_steps: int = setting(50_000, "agent steps of random play before the first round", minimum=0)
     round_steps: int = setting(10_000, "agent steps per round", minimum=1)
     pool_size: int = setting(100_000, "states that may be asked about: the newest", minimum=1)
-    n_envs: int = setting(16, "environments side by side", minimum=1)
+    n_envs: int = setting(40, "environments side by side", minimum=1)
     max_game_frames: int = setting(108_000, "emulator frames after which a game is cut", minimum=100)
     epsilon_final: float = setting(0.1, "exploration after the fall from 1", minimum=0, maximum=1)
     epsilon_decay_steps: int = setting(500_000, "agent steps of that fall, after the warm-up", minimum=1)
@@ -230,7 +230,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "total_steps": 120_000,
         "warmup_steps": 10_000,
-        "round_steps": 5_008,
+        "round_steps": 5_000,
         "pool_size": 20_000,
         "query_fraction": 0.4,
         "epsilon_decay_steps": 50_000,

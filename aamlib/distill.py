@@ -4,7 +4,7 @@ A student (Actor-Mimic network; Parisotto et al. 2016, arXiv:1511.06342) plays t
 uncertainty, asks a frozen expert about the most uncertain share and learns softmax(Q_expert / tau). Start reading at
 `Distillation.run_round`.
 
-Departures from the 2020 study: 16 environments instead of one; the T dropout masks are drawn once per scoring and
+Departures from the 2020 study: 40 environments instead of one; the T dropout masks are drawn once per scoring and
 shared by all states; dropout is off in evaluation (the study left it on); evaluation has environments of its own.
 """
 

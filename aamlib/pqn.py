@@ -75,10 +75,10 @@ def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     """
     with torch.random.fork_rng(devices=[]), lock_run(run_dir) as run_dir:
         open_run(run_dir, config.asdict(), may_raise=("total_steps",))
-        return _Training(config, run_dir).run()
+        return Training(config, run_dir).run()
 
 
-class _Training:
+class Training:
     """The state of a training: act, learn, average, and now and then evaluate and save."""
 
     def __init__(self, config: PQNConfig, run_dir: Path) -> None:
@@ -104,6 +104,7 @@ class _Training:
         self.last_scores: deque[float] = deque(maxlen=50)
 
     def run(self) -> NatureDQN:
+        """Do what is left of the training; returns the moving average."""
         config = self.config
         started = time.perf_counter() - self.seconds
         bar = tqdm(total=config.total_steps, initial=self.step, unit="step", unit_scale=True, desc=config.game)

@@ -41,6 +41,7 @@ def tiny(pong_expert):
         total_steps=800,
         warmup_steps=160,
         round_steps=160,
+        n_envs=16,
         pool_size=320,
         epsilon_decay_steps=160,
         max_game_frames=240,

@@ -200,7 +200,7 @@ def test_presets_are_valid(name):
     ("settings", "message"),
     [
         ({"pool_size": 1000, "n_envs": 48}, "pool_size = 1000 is not a multiple of n_envs = 48; the nearest is 1008"),
-        ({"round_steps": 10_001}, "round_steps = 10001 is not a multiple of n_envs = 16; the nearest is 10000"),
+        ({"round_steps": 10_001}, "round_steps = 10001 is not a multiple of n_envs = 40; the nearest is 10000"),
         ({"game": "Breakuot"}, "unknown game 'Breakuot'; did you mean 'breakout'"),
         ({"query_fraction": 1e-6}, "query_fraction = 1e-06 of the pool is less than one state"),
         ({"device": "tpu"}, "device 'tpu' cannot be used here"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
@@ -28,6 +29,17 @@ PARAMETERS = {
     },
     "06_uncertain_frames": {"runs", "run", "other", "number", "sort", "exports"},
     "07_entropy_versus_bald": {"runs", "run", "number", "color"},
+    "08_benchmark": {
+        "game",
+        "results",
+        "figures",
+        "pool_states",
+        "baseline_states",
+        "repeats",
+        "growth_pools",
+        "growth_samples",
+        "settings",
+    },
 }
 
 
@@ -106,3 +118,20 @@ def test_mistyped_parameters_stop_before_anything_starts(tmp_path, parameters, m
             source, tmp_path / "out.ipynb", {"run_dir": str(tmp_path / "run"), **parameters}, progress_bar=False
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_benchmark(tmp_path):
+    small = {"pool_states": 2_000, "baseline_states": 64, "repeats": 1, "growth_pools": [400, 800]}
+    folders = {name: str(tmp_path / name) for name in ("results", "figures")}
+    settings = {"round_steps": 400, "evaluation_episodes": 2, "max_game_frames": 400}
+    text = execute("08_benchmark", tmp_path, growth_samples=[2, 4], settings=settings, **small, **folders)
+    assert "times Stable-Baselines3's" in text
+    table = pd.read_csv(tmp_path / "results" / "benchmark.csv")
+    assert set(table["part"]) == {"round", "evaluation", "scoring", "collection", "training", "expert"}
+    assert (table["rate"] > 0).all()
+    growth = pd.read_csv(tmp_path / "results" / "growth.csv")
+    assert set(growth["varied"]) == {"states in the pool", "dropout samples T", "threads"}
+    for name in ("benchmark.png", "phases.png", "growth.png"):
+        assert (tmp_path / "figures" / name).stat().st_size > 10_000

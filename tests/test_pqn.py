@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import aamlib
-from aamlib.pqn import PQNConfig, _Rollout, _Training
+from aamlib.pqn import PQNConfig, Training, _Rollout
 
 
 def test_q_lambda_returns_equal_the_recursion_written_out():
@@ -43,14 +43,14 @@ def small():
 
 @pytest.mark.slow
 def test_an_interrupted_training_goes_on_from_its_last_evaluation(small, tmp_path, monkeypatch):
-    learn = _Training.learn
+    learn = Training.learn
 
     def stopped(self):
         if self.step > 512:
             raise KeyboardInterrupt
         return learn(self)
 
-    monkeypatch.setattr(_Training, "learn", stopped)
+    monkeypatch.setattr(Training, "learn", stopped)
     with pytest.raises(KeyboardInterrupt):
         aamlib.train_expert(small, tmp_path)
     monkeypatch.undo()
@@ -66,7 +66,7 @@ def test_the_same_seed_trains_the_same_expert_and_a_start_is_taken_up(small, tmp
     first, again = (aamlib.train_expert(small, tmp_path / name).state_dict() for name in ("first", "again"))
     assert all(torch.equal(first[name], again[name]) for name in first)
     path = aamlib.save_expert(tmp_path / "start.safetensors", aamlib.NatureDQN(6, normalise=True), {"game": "pong"})
-    training = _Training(PQNConfig(start_from=str(path), precision="float32"), tmp_path / "unused")
+    training = Training(PQNConfig(start_from=str(path), precision="float32"), tmp_path / "unused")
     started = aamlib.load_expert(path).state_dict()
     assert all(torch.equal(tensor, started[name]) for name, tensor in training.network.state_dict().items())
 
