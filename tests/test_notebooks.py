@@ -12,7 +12,7 @@ import aamlib
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
-    "01_train_expert": {*aamlib.PQNConfig.names(), "run_dir", "output", "card_episodes", "card_seed"},
+    "01_train_expert": {*aamlib.PQNConfig.names(), "run_dir", "output", "card_episodes", "card_seed", "temperature"},
     "02_run_experiment": {*aamlib.ExperimentConfig.names(), "preset", "run_dir"},
     "03_run_batch": {"grid", "out", "dry_run", "measured", "side_by_side", "threads", "scheduler", "retries"},
     "04_compare_runs": {"runs", "select", "references", "figures"},
