@@ -156,6 +156,10 @@ def test_references_come_from_the_card_of_the_expert_that_labelled(tmp_path, pon
     path = aamlib.save_expert(tmp_path / "mine.safetensors", network, card)
     known = read_references("pong", str(path), aamlib.read_card(path)["weights_sha256"])
     assert known == {"expert": 12.0, "random play": -20.5}
+    before = aamlib.read_card(path)
+    later = {**card, "score_mean": 15.0, "started_from": before}
+    path = aamlib.save_expert(tmp_path / "mine.safetensors", aamlib.NatureDQN(6), later)
+    assert read_references("pong", str(path), before["weights_sha256"]) == known
     for expert, sha256 in (
         (str(path), "0" * 64),
         ("nowhere", None),
