@@ -11,6 +11,16 @@
 | pool/NNNNNNNN.zst           | frames, one segment per round, dropped when no longer in the pool                |
 | progress.json               | where the run stands, rewritten each round                                       |
 | run.lock                    | held while a process works on the run                                            |
+
+Notebook 02, a batch and TensorBoard add:
+
+| file                        | holds                                                                            |
+| --------------------------- | -------------------------------------------------------------------------------- |
+| curves.png, queried.gif     | what notebook 02 drew                                                            |
+| notebook.ipynb              | the notebook as executed, with its error if it raised                            |
+| cell.json                   | how the cell's last attempt ended, and with which settings                       |
+| notebook.lock               | held while a worker of a batch executes the notebook                             |
+| events.out.tfevents.*       | metrics.csv for TensorBoard, by `aamlib.tensorboard`                             |
 """
 
 from __future__ import annotations
@@ -193,7 +203,7 @@ def load_evaluations(root: str | Path, *more: str | Path) -> pd.DataFrame:
 
 def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
-    for name, run_dir in _find_runs([Path(root) for root in roots]).items():
+    for name, run_dir in find_runs([Path(root) for root in roots]).items():
         settings = read_config(run_dir)
         if absent := [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]:
             raise RunFolderError(
@@ -210,8 +220,8 @@ def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _find_runs(roots: list[Path]) -> dict[str, Path]:
-    """Run folders by name."""
+def find_runs(roots: list[Path]) -> dict[str, Path]:
+    """Run folders by name: the path below a single root, else as given. Raises RunFolderError if a root has none."""
     runs = {}
     for root in roots:
         found = sorted(path.parent for path in root.rglob("metrics.csv"))
@@ -253,7 +263,10 @@ def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(run_dir) / "environment.json"
     try:
-        return json.loads(path.read_text()) if path.exists() else []
+        starts = json.loads(path.read_text()) if path.exists() else []
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            raise ValueError(f"no list of starts but {str(starts)[:40]!r}")
+        return starts
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read ({error}); copy it again, or remove it.") from error
 

@@ -63,6 +63,7 @@ def cut(text, characters):
         ("config.json", lambda text: text.replace("acquisition", "method"), "another version.*no usable acquisition"),
         ("config.json", lambda text: text.replace('"seed": 0', '"seed": "0"'), "no usable seed"),
         ("environment.json", lambda text: "[{", "environment.json cannot be read"),
+        ("environment.json", lambda text: "[7]", r"environment.json cannot be read \(no list of starts but '\[7\]'\)"),
     ],
 )  # fmt: skip
 def test_damaged_folders_are_named_with_what_is_wrong(run_dir, file, change, message):
