@@ -13,7 +13,9 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
     "01_train_expert": {*aamlib.PQNConfig.names(), "run_dir", "output", "card_episodes", "card_seed"},
     "02_run_experiment": {*aamlib.ExperimentConfig.names(), "preset", "run_dir"},
-    "03_run_batch": {"grid", "out", "dry_run", "measured", "side_by_side", "threads", "scheduler", "retries"},
+    "03_run_batch": {
+        *("grid", "out", "dry_run", "measured", "side_by_side", "threads", "measure_first", "scheduler", "retries")
+    },
     "04_compare_runs": {"runs", "select", "references", "figures"},
     "05_expert_q_values": {
         "game",
