@@ -37,6 +37,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from aamlib.files import RunFolderError, replacing, write_json
 
@@ -180,6 +182,14 @@ class Run:
             lambda q: np.asarray(q, np.float32).reshape(-1, n_actions), na_action="ignore"
         )
         return table
+
+
+def count_recorded(selection: Path) -> int:
+    """The states in a selection's file, queried and random. Raises RunFolderError if it cannot be read."""
+    try:
+        return pq.read_metadata(selection).num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunFolderError(f"{selection} cannot be read ({error}); copy it again, or remove it.") from error
 
 
 def load_runs(root: str | Path, *more: str | Path) -> pd.DataFrame:
