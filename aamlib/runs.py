@@ -153,6 +153,11 @@ class Run:
         table = _read_table(self.dir / "metrics.csv", METRICS, filled=_COUNTERS)
         if table.empty:
             raise RunFolderError(f"{self.dir} holds no round yet; go on with its run, or leave it out.")
+        if (table["round"].diff() <= 0).any():
+            raise RunFolderError(
+                f"{self.dir}/metrics.csv has rounds twice or in disorder: it is damaged. Copy the run "
+                "folder again, go on with its run, which writes the file anew, or leave it out."
+            )
         return table
 
     @property
@@ -261,7 +266,7 @@ def _read_table(path: Path, columns: Collection[str], filled: Collection[str]) -
     if (wrong := [name for name in columns if table[name].dtype.kind not in "if"]) or not content.endswith(b"\n"):
         what = f"holds something other than numbers in {', '.join(wrong)}" if wrong else "ends in the middle of a line"
         raise RunFolderError(f"{path} {what}: it is damaged, or was copied by half. {advice}")
-    if empty := [name for name in filled if table[name].isna().any()]:
+    if empty := [name for name in filled if not np.isfinite(table[name]).all()]:
         raise RunFolderError(f"{path} has rows without {', '.join(empty)}: it is damaged. {advice}")
     return table
 
