@@ -114,7 +114,13 @@ def _read(grid: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if not content.get("values") and not content.get("seeds"):
         raise ConfigError("the grid is empty; list values of a setting in [values], or several seeds.")
     content = {"preset": "study", "constants": {}, "values": {}, "exclude": []} | content
-    for key, kind, wanted in (("constants", Mapping, "table"), ("values", Mapping, "table"), ("exclude", list, "list")):
+    kinds = {
+        "preset": (str, "name"),
+        "constants": (Mapping, "table"),
+        "values": (Mapping, "table"),
+        "exclude": (list, "list"),
+    }
+    for key, (kind, wanted) in kinds.items():
         if not isinstance(content[key], kind):
             raise ConfigError(f"{key} = {content[key]!r} is no {wanted}; see the top of aamlib/grids.py.")
     if "seeds" in content:

@@ -78,6 +78,8 @@ def test_the_grids_that_come_with_the_notebooks_can_be_used(path, tmp_path):
         ({"valuse": {"acquisition": ["bald"]}}, "unknown part of a grid 'valuse'; did you mean 'values'"),
         ({"acquisition": ["bald"]}, "'acquisition' stands outside of the grid's tables"),
         ({"preset": "quikc", "seeds": [0]}, "did you mean 'quick'"),
+        ({"preset": ["quick"], "seeds": [0]}, r"preset = \['quick'\] is no name"),
+        ({"seeds": 3}, r"values of seed = 3 are no list; write \[3\]"),
         ({"values": {"acquisition": ["bald", "bald"]}}, "acquisition lists 'bald' twice"),
         ({"seeds": [1, 1]}, "seed lists 1 twice"),
         ({"values": {"acquisition": "bald"}}, r"no list; write \['bald'\]"),
