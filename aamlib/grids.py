@@ -269,4 +269,5 @@ def _estimate(cell: Cell, seconds: Mapping[str, float], n_bytes: Mapping[str, fl
 def describe_total(table: pd.DataFrame) -> str:
     """One sentence on an `estimate`."""
     hours, gigabytes = table["hours"].sum(), table["megabytes"].sum() / 1000
-    return f"{len(table)} cells, about {hours:.1f} hours one after the other and {gigabytes:.1f} GB"
+    time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    return f"{len(table)} cells, about {time} one after the other and {gigabytes:.1f} GB"
