@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from aamlib.grids import Cell, describe_total, estimate, plan
 from aamlib.runs import check_settings, load_runs
 from aamlib.workers import Outcome, is_done, open_pool, read_progress
 
+_MEASURED = ("game", "expert", "acquisition", "query_fraction", "n_samples", "batch_size", "precision", "device")
 _SHARE = 0.05  # of the time that may go into reading the folders: thousands, perhaps on a network share
 
 
@@ -36,6 +38,7 @@ def run_batch(
     *,
     side_by_side: int | None = None,
     threads: int | None = None,
+    measure_first: bool = False,
     scheduler: str | None = None,
     retries: int = 2,
 ) -> pd.DataFrame:
@@ -53,7 +56,10 @@ def run_batch(
         Folder of the run folders; on a cluster, one that all workers see under the same path.
     side_by_side, threads:
         Cells at a time on this machine, and processor threads for each. None: as many cells as there are processors,
-        and an equal share of the processors for each. `measure_layouts` tells what is fastest.
+        and an equal share of the processors for each.
+    measure_first:
+        Choose both by `measure_layouts`, with the game, expert and function of the first cell. Takes a few minutes of a
+        machine that should have no other work.
     scheduler:
         Address of a Dask scheduler, such as tcp://head:8786, or None for this machine. Its workers set how many cells
         run at a time: start each with one thread (`dask worker --nthreads 1`).
@@ -63,13 +69,19 @@ def run_batch(
     answer, ExpertError for a game without an expert, RunFolderError for a folder made with other settings.
     """
     cells = grid if isinstance(grid, list) else plan(grid, out)
+    if measure_first and (side_by_side or threads or scheduler):
+        raise ConfigError(
+            "measure_first chooses side_by_side and threads on this machine; give neither, nor a scheduler."
+        )
     for name, value, least in (("side_by_side", side_by_side, 1), ("threads", threads, 1), ("retries", retries, 0)):
         if value is not None and value < least:
             raise ConfigError(f"{name} = {value} is out of range; give at least {least}.")
     unfinished = {cell.name: cell for cell in cells if not is_done(cell)}
     for cell in unfinished.values():
         check_settings(cell.run_dir, cell.config.asdict())
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if measure_first and unfinished:
+        side_by_side, threads = _fastest_layout(cells[0])
+    processors = _processors()
     side_by_side = side_by_side or max(1, min(len(unfinished), processors // (threads or 1)))
     threads = threads or max(1, processors // side_by_side)
 
@@ -107,6 +119,22 @@ def run_batch(
             view.say(f"Stopped. {reason} The same call goes on with {len(unfinished)} cells.".replace("  ", " "))
         view.update({name: outcome.state for name, outcome in outcomes.items()}, last=True)
     return _summary(cells, outcomes, attempts)
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fastest_layout(cell: Cell) -> tuple[int, int]:
+    """The layout in which most rounds of this cell's kind are done in an hour."""
+    alike = {name: getattr(cell.config, name) for name in _MEASURED if getattr(cell.config, name) is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        table = measure_layouts(folder, **alike)
+    ranked = table.sort_values("rounds_per_hour", ascending=False)
+    side_by_side, threads = ranked[["side_by_side", "threads"]].to_numpy()[0].tolist()
+    print(f"{ranked.round(1).to_string(index=False)}\nCells run {side_by_side} side by side, {threads} threads each.")
+    return side_by_side, threads
 
 
 def _summary(cells: list[Cell], outcomes: dict[str, Outcome], attempts: dict[str, int]) -> pd.DataFrame:
@@ -174,7 +202,7 @@ class BatchView:
             if states.get(cell.name) != "done" or before.get("status") not in ("finished", "label budget used"):
                 self.progress[cell.name] = read_progress(cell.run_dir)
             now = self.progress[cell.name]
-            running = now.get("status") in ("starting", "running") and now != self.begun[cell.name]
+            running = now.get("status") not in (None, "interrupted") and now != self.begun[cell.name]
             state = states.get(cell.name) or ("running" if running else "waiting")
             row = {"cell": cell.name, "state": state, "rounds": f"{now.get('round', 0)} of {cell.n_rounds}"}
             rows.append({**row, "labels": now.get("labels_used", 0), "score": now.get("score")})
@@ -196,9 +224,10 @@ def measure_layouts(
 
     For each layout (side_by_side, threads), runs a few rounds of the preset "quick" with `settings` on top, in `out`.
     None: every layout whose threads are a power of two and fill the processors. Returns per layout
-    seconds_per_round (without evaluation) and rounds_per_hour of all runs together.
+    seconds_per_round (without evaluation) and rounds_per_hour of all runs together. Raises RunFolderError if a run
+    does not get to its end.
     """
-    processors = os.cpu_count() or 1
+    processors = _processors()
     powers = [2**i for i in range(processors.bit_length()) if 2**i <= processors]
     rows = []
     for side_by_side, threads in layouts or [(processors // power, power) for power in powers]:
@@ -206,7 +235,10 @@ def measure_layouts(
         shortest = preset("quick") | {"evaluation_episodes": 1} | settings
         shortest["total_steps"] = shortest["warmup_steps"] + rounds * shortest["round_steps"]
         grid = {"seeds": list(range(side_by_side)), "constants": shortest}
-        run_batch(grid, folder, side_by_side=side_by_side, threads=threads)
+        summary = run_batch(grid, folder, side_by_side=side_by_side, threads=threads)
+        if len(ended := summary[summary["state"] != "done"]):
+            reason = ended["error"].iloc[0] or ended["state"].iloc[0]
+            raise RunFolderError(f"{side_by_side} runs with {threads} threads could not be measured: {reason}.")
         metrics = load_runs(folder).query("round > 0")
         phases = metrics.filter(like="seconds_").drop(columns="seconds_evaluate")
         seconds = float(phases.sum(axis=1).mean())
@@ -223,6 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--measured", metavar="FOLDER", help="finished runs to estimate by")
     parser.add_argument("--side-by-side", type=int, metavar="N", help="cells at a time")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads per cell")
+    parser.add_argument("--measure-first", action="store_true", help="choose both by a measurement of some minutes")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler; without it, this machine")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="of a cell whose kernel is lost")
     options = vars(parser.parse_args(arguments))

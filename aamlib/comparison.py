@@ -98,11 +98,16 @@ def learning_curves(
     smoothed (mean of three evaluations in a row, NaN in a run's first two) and normalised (the same, 0 random play,
     1 the expert).
 
-    Raises ValueError for a game whose references are missing, or cannot normalise.
+    Raises RunFolderError if no run has been evaluated yet, ValueError for a game whose references are missing, or
+    cannot normalise.
     """
     columns = ["run", *TREATMENT, "seed", "round", "agent_steps", "labels_used", "unique_labels"]
     means = evaluations.groupby(["run", "round"])["score"].mean().reset_index()
     curves = metrics[columns].merge(means, on=["run", "round"]).sort_values(["run", "round"], ignore_index=True)
+    if curves.empty:
+        raise RunFolderError(
+            "none of these runs has been evaluated yet; go on with them, or give folders of runs that went further."
+        )
     curves["smoothed"] = curves.groupby("run")["score"].transform(lambda score: stats.smooth(score.to_numpy()))
     curves["normalised"] = np.nan
     for game, rows in curves.groupby("game"):

@@ -32,7 +32,7 @@ from aamlib.acquisition import find_acquisition
 from aamlib.config import ConfigError, ExperimentConfig, nearest, preset
 from aamlib.experts import ExpertError, expert_path
 from aamlib.files import DATA_DIR
-from aamlib.runs import load_runs
+from aamlib.runs import count_recorded, find_runs, load_runs
 
 EXPERIMENT = DATA_DIR.parent / "notebooks" / "02_run_experiment.ipynb"
 _KEYS = ("preset", "seeds", "constants", "values", "exclude")
@@ -114,7 +114,13 @@ def _read(grid: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if not content.get("values") and not content.get("seeds"):
         raise ConfigError("the grid is empty; list values of a setting in [values], or several seeds.")
     content = {"preset": "study", "constants": {}, "values": {}, "exclude": []} | content
-    for key, kind, wanted in (("constants", Mapping, "table"), ("values", Mapping, "table"), ("exclude", list, "list")):
+    kinds = {
+        "preset": (str, "name"),
+        "constants": (Mapping, "table"),
+        "values": (Mapping, "table"),
+        "exclude": (list, "list"),
+    }
+    for key, (kind, wanted) in kinds.items():
         if not isinstance(content[key], kind):
             raise ConfigError(f"{key} = {content[key]!r} is no {wanted}; see the top of aamlib/grids.py.")
     if "seeds" in content:
@@ -185,7 +191,7 @@ SECONDS = {
     "round": 1.5,  # probe sets, recorded selection, checkpoint
     "game": 1.86,  # evaluated
 }
-BYTES = {"run": 27.5e6, "pool_state": 72.0, "round": 2.33e5}  # checkpoint, student and figures; frames; selection
+BYTES = {"run": 20.7e6, "pool_state": 72.0, "recorded_state": 58.0}  # checkpoint and figures; frames; selections
 
 
 def measured_costs(root: str | Path) -> dict[str, dict[str, float]]:
@@ -205,16 +211,17 @@ def measured_costs(root: str | Path) -> dict[str, dict[str, float]]:
         "round": (rounds[["seconds_diagnose", "seconds_save"]].sum().sum(), len(rounds)),
         "game": (rounds["seconds_evaluate"].sum(), games),
     }
-    sizes = {"selections": 0, "pool": 0, "": 0}
-    for run in table["run"].unique():
-        for path in (Path(root) / run).rglob("*"):
-            part = path.parent.name if path.parent.name in sizes else ""
-            sizes[part] += path.stat().st_size if path.is_file() else 0
+    sizes, recorded = {"selections": 0, "pool": 0, "": 0}, 0
+    run_dirs = find_runs([Path(root)]).values()
+    for path in itertools.chain.from_iterable(run_dir.rglob("*") for run_dir in run_dirs):
+        part = path.parent.name if path.parent.name in sizes else ""
+        sizes[part] += path.stat().st_size if path.is_file() else 0
+        recorded += count_recorded(path) if part == "selections" else 0
     pool_states = table.groupby("run")["pool_states"].last().sum()
     volumes = {
-        "run": (sizes[""], table["run"].nunique()),
+        "run": (sizes[""], len(run_dirs)),
         "pool_state": (sizes["pool"], pool_states),
-        "round": (sizes["selections"], len(rounds)),
+        "recorded_state": (sizes["selections"], recorded),
     }
     return {
         "seconds": SECONDS | {unit: float(total / n) for unit, (total, n) in seconds.items() if n and total},
@@ -249,7 +256,8 @@ def _estimate(cell: Cell, seconds: Mapping[str, float], n_bytes: Mapping[str, fl
         "round": len(steps),
         "game": due.sum() * config.evaluation_episodes,
     }
-    disk = n_bytes["run"] + n_bytes["pool_state"] * pool[-1:].sum() + n_bytes["round"] * len(steps)
+    recorded = sum(np.minimum(config.recording[0], states).sum() for states in (queries, pool))
+    disk = n_bytes["run"] + n_bytes["pool_state"] * pool[-1:].sum() + n_bytes["recorded_state"] * recorded
     return {
         "rounds": len(steps),
         "labels": int(queries.sum()),
@@ -261,4 +269,5 @@ def _estimate(cell: Cell, seconds: Mapping[str, float], n_bytes: Mapping[str, fl
 def describe_total(table: pd.DataFrame) -> str:
     """One sentence on an `estimate`."""
     hours, gigabytes = table["hours"].sum(), table["megabytes"].sum() / 1000
-    return f"{len(table)} cells, about {hours:.1f} hours one after the other and {gigabytes:.1f} GB"
+    time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    return f"{len(table)} cells, about {time} one after the other and {gigabytes:.1f} GB"

@@ -11,6 +11,16 @@
 | pool/NNNNNNNN.zst           | frames, one segment per round, dropped when no longer in the pool                |
 | progress.json               | where the run stands, rewritten each round                                       |
 | run.lock                    | held while a process works on the run                                            |
+
+Notebook 02, a batch and TensorBoard add:
+
+| file                        | holds                                                                            |
+| --------------------------- | -------------------------------------------------------------------------------- |
+| curves.png, queried.gif     | what notebook 02 drew                                                            |
+| notebook.ipynb              | the notebook as executed, with its error if it raised                            |
+| cell.json                   | how the cell's last attempt ended, and with which settings                       |
+| notebook.lock               | held while a worker of a batch executes the notebook                             |
+| events.out.tfevents.*       | metrics.csv for TensorBoard, by `aamlib.tensorboard`                             |
 """
 
 from __future__ import annotations
@@ -27,6 +37,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from aamlib.files import RunFolderError, replacing, write_json
 
@@ -141,6 +153,11 @@ class Run:
         table = _read_table(self.dir / "metrics.csv", METRICS, filled=_COUNTERS)
         if table.empty:
             raise RunFolderError(f"{self.dir} holds no round yet; go on with its run, or leave it out.")
+        if (table["round"].diff() <= 0).any():
+            raise RunFolderError(
+                f"{self.dir}/metrics.csv has rounds twice or in disorder: it is damaged. Copy the run "
+                "folder again, go on with its run, which writes the file anew, or leave it out."
+            )
         return table
 
     @property
@@ -172,6 +189,14 @@ class Run:
         return table
 
 
+def count_recorded(selection: Path) -> int:
+    """The states in a selection's file, queried and random. Raises RunFolderError if it cannot be read."""
+    try:
+        return pq.read_metadata(selection).num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunFolderError(f"{selection} cannot be read ({error}); copy it again, or remove it.") from error
+
+
 def load_runs(root: str | Path, *more: str | Path) -> pd.DataFrame:
     """Metrics of every run folder below `root` (or of `root` itself, and of `more`): one row per run and round.
 
@@ -193,7 +218,7 @@ def load_evaluations(root: str | Path, *more: str | Path) -> pd.DataFrame:
 
 def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
-    for name, run_dir in _find_runs([Path(root) for root in roots]).items():
+    for name, run_dir in find_runs([Path(root) for root in roots]).items():
         settings = read_config(run_dir)
         if absent := [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]:
             raise RunFolderError(
@@ -210,8 +235,8 @@ def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _find_runs(roots: list[Path]) -> dict[str, Path]:
-    """Run folders by name."""
+def find_runs(roots: list[Path]) -> dict[str, Path]:
+    """Run folders by name: the path below a single root, else as given. Raises RunFolderError if a root has none."""
     runs = {}
     for root in roots:
         found = sorted(path.parent for path in root.rglob("metrics.csv"))
@@ -241,7 +266,7 @@ def _read_table(path: Path, columns: Collection[str], filled: Collection[str]) -
     if (wrong := [name for name in columns if table[name].dtype.kind not in "if"]) or not content.endswith(b"\n"):
         what = f"holds something other than numbers in {', '.join(wrong)}" if wrong else "ends in the middle of a line"
         raise RunFolderError(f"{path} {what}: it is damaged, or was copied by half. {advice}")
-    if empty := [name for name in filled if table[name].isna().any()]:
+    if empty := [name for name in filled if not np.isfinite(table[name]).all()]:
         raise RunFolderError(f"{path} has rows without {', '.join(empty)}: it is damaged. {advice}")
     return table
 
@@ -253,7 +278,10 @@ def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(run_dir) / "environment.json"
     try:
-        return json.loads(path.read_text()) if path.exists() else []
+        starts = json.loads(path.read_text()) if path.exists() else []
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            raise ValueError(f"no list of starts but {str(starts)[:40]!r}")
+        return starts
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read ({error}); copy it again, or remove it.") from error
 

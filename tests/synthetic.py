@@ -59,7 +59,8 @@ def write_run(folder, *, rounds=ROUNDS, environment=True, **settings):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if environment:
-        (folder / "environment.json").write_text(json.dumps([{"expert_sha256": "e" * 64, "precision": "float32"}]))
+        start = {"expert_sha256": "e" * 64, "precision": "float32", "time": "2026-01-01T00:00:00+0000"}
+        (folder / "environment.json").write_text(json.dumps([start]))
     metrics.to_csv(folder / "metrics.csv", index=False)
     evaluations.to_csv(folder / "evaluations.csv", index=False)
     return folder

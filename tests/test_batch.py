@@ -8,8 +8,10 @@ import sys
 import time
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
+from synthetic import write_run
 
 import aamlib
 from aamlib import batch, workers
@@ -170,6 +172,47 @@ def test_a_folder_in_use_or_of_other_settings_is_left_alone(cells, tmp_path, mon
         run_batch([cell], tmp_path / "out")
     with pytest.raises(aamlib.ConfigError, match="side_by_side = 0"):
         run_batch([cell], tmp_path / "out", side_by_side=0)
+
+
+def test_the_fastest_layout_is_measured_if_wished(cells, tmp_path, monkeypatch, capsys):
+    def measure(folder, **settings):
+        assert settings.items() >= {"game": "pong", "acquisition": "bald", "query_fraction": 0.1}.items()
+        rows = [(4, 1, 9.0, 1600.0), (2, 3, 4.0, 1800.0), (1, 6, 2.2, 1636.0)]
+        return pd.DataFrame(rows, columns=["side_by_side", "threads", "seconds_per_round", "rounds_per_hour"])
+
+    monkeypatch.setattr(batch, "measure_layouts", measure)
+    (cell,) = cells(acquisition=["bald"])
+    with pytest.raises(aamlib.ConfigError, match="measure_first chooses side_by_side and threads"):
+        run_batch([cell], tmp_path / "out", measure_first=True, threads=2)
+    assert run_batch([cell], tmp_path / "out", measure_first=True)["state"].tolist() == ["done"]
+    assert events(cell, "threads") == [3]
+    assert "Cells run 2 side by side, 3 threads each." in capsys.readouterr().out
+    run_batch([cell], tmp_path / "out", measure_first=True)
+    assert "side by side" not in capsys.readouterr().out, "a batch that is done is not measured"
+
+
+def test_layouts_are_compared_by_the_rounds_of_all_runs_together(tmp_path, monkeypatch):
+    """Here a second thread halves the time of a round, so that one run with both does as much as two runs."""
+
+    def execute(cell, threads):
+        run_dir = write_run(cell.run_dir / "run", rounds=2, seed=cell.config.seed)
+        metrics = aamlib.Run(run_dir).metrics
+        phases = dict.fromkeys(metrics.filter(like="seconds_"), 1.0 / threads) | {"seconds_evaluate": 1e6}
+        metrics.assign(**phases).to_csv(run_dir / "metrics.csv", index=False)
+        return Outcome("done")
+
+    monkeypatch.setattr(workers, "_execute", execute)
+    table = batch.measure_layouts(tmp_path, [(2, 1), (1, 2)])
+    assert table.to_numpy().tolist() == [[2, 1, 6.0, 1200.0], [1, 2, 3.0, 1200.0]]
+
+
+def test_a_layout_that_cannot_be_measured_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "LOCK_SECONDS", 0.01)
+    with (
+        lock_run(tmp_path / "busy" / "1x1" / "seed=0"),
+        pytest.raises(aamlib.RunFolderError, match="1 runs with 1 threads could not be measured: .* in use by another"),
+    ):
+        batch.measure_layouts(tmp_path / "busy", [(1, 1)])
 
 
 def test_the_experiments_notebook_and_raised_horizons(tiny, tmp_path):

@@ -56,6 +56,8 @@ def cut(text, characters):
         ("metrics.csv", lambda text: text.replace("unique_labels", "distinct"), "no column unique_labels: .* version"),
         ("metrics.csv", lambda text: text.replace("\n8,", "\neight,"), "something other than numbers in round"),
         ("metrics.csv", lambda text: text.replace("\n8,", "\n,"), "has rows without round"),
+        ("metrics.csv", lambda text: text.replace("\n8,", "\ninf,"), "has rows without round"),
+        ("metrics.csv", lambda text: text + text.splitlines()[-1] + "\n", "has rounds twice or in disorder"),
         ("evaluations.csv", lambda text: cut(text, 2), "evaluations.csv ends in the middle of a line"),
         ("evaluations.csv", lambda text: text.replace("episode", "game"), "has no column episode"),
         ("config.json", lambda text: cut(text, 20), "is no run folder: config.json cannot be read"),
@@ -63,6 +65,7 @@ def cut(text, characters):
         ("config.json", lambda text: text.replace("acquisition", "method"), "another version.*no usable acquisition"),
         ("config.json", lambda text: text.replace('"seed": 0', '"seed": "0"'), "no usable seed"),
         ("environment.json", lambda text: "[{", "environment.json cannot be read"),
+        ("environment.json", lambda text: "[7]", r"environment.json cannot be read \(no list of starts but '\[7\]'\)"),
     ],
 )  # fmt: skip
 def test_damaged_folders_are_named_with_what_is_wrong(run_dir, file, change, message):
@@ -84,10 +87,13 @@ def test_missing_files_and_folders_are_named(run_dir, tmp_path):
         aamlib.load_runs(run_dir, tmp_path / "empty")
 
 
-def test_runs_without_evaluations_yet_have_no_curve_but_load(run_dir):
+def test_runs_without_evaluations_yet_have_no_curve_but_load(run_dir, tmp_path):
     path = run_dir / "evaluations.csv"
     path.write_text(path.read_text().splitlines()[0] + "\n")
-    assert curves_of(run_dir).empty
+    with pytest.raises(aamlib.RunFolderError, match="none of these runs has been evaluated yet; go on with them"):
+        curves_of(tmp_path)
+    write_run(tmp_path / "further", rounds=2, seed=1)
+    assert curves_of(tmp_path)["run"].tolist() == ["further"]
 
 
 # Which runs may be compared

@@ -78,6 +78,8 @@ def test_the_grids_that_come_with_the_notebooks_can_be_used(path, tmp_path):
         ({"valuse": {"acquisition": ["bald"]}}, "unknown part of a grid 'valuse'; did you mean 'values'"),
         ({"acquisition": ["bald"]}, "'acquisition' stands outside of the grid's tables"),
         ({"preset": "quikc", "seeds": [0]}, "did you mean 'quick'"),
+        ({"preset": ["quick"], "seeds": [0]}, r"preset = \['quick'\] is no name"),
+        ({"seeds": 3}, r"values of seed = 3 are no list; write \[3\]"),
         ({"values": {"acquisition": ["bald", "bald"]}}, "acquisition lists 'bald' twice"),
         ({"seeds": [1, 1]}, "seed lists 1 twice"),
         ({"values": {"acquisition": "bald"}}, r"no list; write \['bald'\]"),
@@ -116,7 +118,8 @@ def test_work_is_counted_as_the_loop_does_it(tmp_path):
     assert table["labels"].item() == 64
     seconds = 480 * 5.3e-4 + 640 * 1.1e-4 + 64 * 5.4e-4 + 2 * 1.5 + 30 * 1.86  # two evaluations: step 320 and the end
     assert table["hours"].item() == pytest.approx(seconds / 3600, abs=0.0005)
-    assert "1 cells" in describe_total(table)
+    assert describe_total(table) == "1 cells, about 1 minutes one after the other and 0.0 GB"
+    assert "about 2.5 hours one after" in describe_total(table.assign(hours=2.5))
     (cell,) = cells
     budgeted = dataclasses.replace(cell, config=dataclasses.replace(cell.config, label_budget=20))
     assert estimate([budgeted])[["rounds", "labels"]].iloc[0].tolist() == [1, 20]

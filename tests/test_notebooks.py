@@ -14,7 +14,9 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
     "01_train_expert": {*aamlib.PQNConfig.names(), "run_dir", "output", "card_episodes", "card_seed", "temperature"},
     "02_run_experiment": {*aamlib.ExperimentConfig.names(), "preset", "run_dir"},
-    "03_run_batch": {"grid", "out", "dry_run", "measured", "side_by_side", "threads", "scheduler", "retries"},
+    "03_run_batch": {
+        *("grid", "out", "dry_run", "measured", "side_by_side", "threads", "measure_first", "scheduler", "retries")
+    },
     "04_compare_runs": {"runs", "select", "references", "figures"},
     "05_expert_q_values": {
         "game",
@@ -105,18 +107,18 @@ def test_run_experiment(tiny, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
-    ("parameters", "message"),
+    ("name", "parameters", "message"),
     [
-        ({"aquisition": "bald"}, "unknown parameter 'aquisition'; did you mean 'acquisition'?"),
-        ({"preset": "quikc"}, "unknown preset 'quikc'; did you mean 'quick'?"),
+        ("02_run_experiment", {"aquisition": "bald"}, "unknown parameter 'aquisition'; did you mean 'acquisition'?"),
+        ("02_run_experiment", {"preset": "quikc"}, "unknown preset 'quikc'; did you mean 'quick'?"),
+        ("03_run_batch", {"gird": "grid.toml"}, "unknown parameter 'gird'; did you mean 'grid'?"),
     ],
 )
-def test_mistyped_parameters_stop_before_anything_starts(tmp_path, parameters, message):
-    source = next(path for path in NOTEBOOKS if path.stem == "02_run_experiment")
+def test_mistyped_parameters_stop_before_anything_starts(tmp_path, name, parameters, message):
+    source = next(path for path in NOTEBOOKS if path.stem == name)
+    parameters = {"out" if name == "03_run_batch" else "run_dir": str(tmp_path / "run"), **parameters}
     with pytest.raises(PapermillExecutionError, match=message.replace("?", r"\?")):
-        papermill.execute_notebook(
-            source, tmp_path / "out.ipynb", {"run_dir": str(tmp_path / "run"), **parameters}, progress_bar=False
-        )
+        papermill.execute_notebook(source, tmp_path / "out.ipynb", parameters, progress_bar=False)
     assert not (tmp_path / "run").exists()
 
 

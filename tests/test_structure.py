@@ -17,6 +17,7 @@ ORDER = [
     "acquisition",
     "replay",
     "runs",
+    "tensorboard",
     "stats",
     "comparison",
     "plots",
