@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 import aamlib
-from aamlib import widgets
-from aamlib.expert_view import ExpertView
-from aamlib.scatter_view import ScatterView
-from aamlib.selection_view import SelectionView, SideBySide, gif_name
 from aamlib.selections import find_runs
+from aamlib.widgets import base
+from aamlib.widgets.expert import ExpertView
+from aamlib.widgets.scatter import ScatterView
+from aamlib.widgets.selection import SelectionView, SideBySide, gif_name
 
 matplotlib.use("Agg")
 
@@ -227,6 +227,6 @@ def test_without_a_live_notebook_views_are_still_pictures(runs, view):
 
 
 def test_in_a_live_notebook_they_are_widgets_with_a_picture_to_fall_back_on(runs, monkeypatch):
-    monkeypatch.setattr(widgets, "is_live", lambda: True)
+    monkeypatch.setattr(base, "is_live", lambda: True)
     bundle = SelectionView(runs, "pong-bald")._repr_mimebundle_()
     assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)

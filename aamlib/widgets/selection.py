@@ -15,9 +15,9 @@ from aamlib import figures
 from aamlib.files import write_csv
 from aamlib.games import action_names
 from aamlib.plots import gif_bytes, mosaic, write_gif
-from aamlib.round_view import MEASURES, SHOWN, RoundView
 from aamlib.selections import score_names
-from aamlib.widgets import Picture, Plot, View, labelled, one_of, row
+from aamlib.widgets.base import Picture, Plot, View, labelled, one_of, row
+from aamlib.widgets.round import MEASURES, SHOWN, RoundView
 
 AGREEMENT = ("all", "agree", "disagree", "costly mistake")
 _STUDY_NAMES = {"bald": "BALD", "variation_ratio": "var_ratio"}

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from aamlib import figures
 from aamlib.plots import gif_bytes, mosaic
-from aamlib.round_view import MEASURES, RoundView
 from aamlib.selections import score_names
-from aamlib.widgets import labelled, one_of, row
+from aamlib.widgets.base import labelled, one_of, row
+from aamlib.widgets.round import MEASURES, RoundView
 
 _SHOWN = 25  # states at once, beside the points
 _ANSWERS = ("indifferent", "costly", "disagree")

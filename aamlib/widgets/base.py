@@ -1,7 +1,5 @@
 """What the notebooks' views are made of: each keeps its state in traits, and shows it as controls where these work.
 
-The views are in `expert_view`, `selection_view` and `scatter_view`.
-
 A view is the last line of a cell. In JupyterLab it shows `panel`, live widgets; papermill and nbconvert, where no one
 can turn a knob, get `figure()`, a still picture of the same state. All can be set from code too: `view.step = 5`.
 """

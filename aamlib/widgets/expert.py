@@ -20,7 +20,7 @@ from aamlib.files import RunFolderError
 from aamlib.games import action_names, colour_frames, record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
-from aamlib.widgets import Picture, Plot, View, labelled, one_of, row
+from aamlib.widgets.base import Picture, Plot, View, labelled, one_of, row
 
 _APART = 20  # agent steps between two moments to jump to, at least
 _HISTOGRAMS = ("q_gap", "q_range", "label_entropy")
