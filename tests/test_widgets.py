@@ -12,6 +12,7 @@ from PIL import Image
 import aamlib
 from aamlib.selections import find_runs
 from aamlib.widgets import base
+from aamlib.widgets.base import PolicyPlot
 from aamlib.widgets.expert import ExpertView
 from aamlib.widgets.scatter import ScatterView
 from aamlib.widgets.selection import SelectionView, SideBySide, gif_name
@@ -87,6 +88,20 @@ def test_the_temperature_redraws_policies_and_entropies(view):
     assert view.policies()[0].max() < sharp
     assert entropy.value != before[0]
     assert policy.value != before[1]
+
+
+def test_policies_drawn_again_look_as_if_drawn_for_the_first_time():
+    rng, actions = np.random.default_rng(0), ["NOOP", "LEFT", "RIGHT"]
+    plot = PolicyPlot(4.0, 2.0)
+    states = [
+        (actions, *rng.dirichlet(np.ones(3), 2), rng.dirichlet(np.ones(3), 5)),
+        (actions, *rng.dirichlet(np.ones(3), 2), rng.dirichlet(np.ones(3), 5)),
+        (actions, *rng.dirichlet(np.ones(3), 2)),
+        (actions[:2], np.array([0.5, 0.5])),
+    ]
+    drawn = [plot.draw(*state) for state in states]
+    assert drawn == [PolicyPlot(4.0, 2.0).draw(*state) for state in states]
+    assert len(set(drawn)) == len(states)
 
 
 def test_original_colours_are_of_the_same_step(view):

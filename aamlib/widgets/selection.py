@@ -16,7 +16,7 @@ from aamlib.files import write_csv
 from aamlib.games import action_names
 from aamlib.plots import gif_bytes, mosaic, write_gif
 from aamlib.selections import score_names
-from aamlib.widgets.base import Picture, Plot, View, labelled, one_of, row
+from aamlib.widgets.base import Picture, PolicyPlot, View, labelled, one_of, row
 from aamlib.widgets.round import MEASURES, SHOWN, RoundView
 
 AGREEMENT = ("all", "agree", "disagree", "costly mistake")
@@ -146,7 +146,7 @@ class SelectionView(RoundView):
         saved = ipywidgets.HTML().add_class("aam-saved")
         grid = Picture(layout={"max_width": "640px"}).add_class("aam-grid")
         motion = ipywidgets.Image(format="gif", layout={"width": "252px", "height": "252px"}).add_class("aam-motion")
-        policy, plot = ipywidgets.Image(layout={"max_width": "100%"}).add_class("aam-policy"), Plot(4.4, 3.2)
+        policy, plot = ipywidgets.Image(layout={"max_width": "100%"}).add_class("aam-policy"), PolicyPlot(4.4, 3.2)
 
         def show_state(_: Any = None) -> None:
             shown = self.shown
@@ -158,7 +158,7 @@ class SelectionView(RoundView):
             grid.mark = [position % columns / columns, position // columns / rows, 1 / columns, 1 / rows]
             state = shown.iloc[position]
             motion.value = gif_bytes(state["frames"][None], columns=1, scale=3)
-            policy.value = plot.draw(figures.draw_policies, *self.policies(state))
+            policy.value = plot.draw(*self.policies(state))
 
         def show_states(_: Any = None) -> None:
             grid.png = figures.to_png(self.grid(self.shown))
