@@ -26,7 +26,7 @@ PARAMETERS = {
         "temperature",
         "step",
     },
-    "06_uncertain_frames": {"runs", "run", "other", "number", "sort", "exports"},
+    "06_uncertain_frames": {"runs", "run", "other", "number", "sort", "exports", "gifs"},
     "07_entropy_versus_bald": {"runs", "run", "number", "color"},
 }
 

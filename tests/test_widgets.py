@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 
 import matplotlib
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 from PIL import Image
 
 import aamlib
+from aamlib.sample import copy_sample
 from aamlib.selections import find_runs
 from aamlib.widgets import base
 from aamlib.widgets.base import PolicyPlot
 from aamlib.widgets.expert import ExpertView
 from aamlib.widgets.scatter import ScatterView
-from aamlib.widgets.selection import SelectionView, SideBySide, gif_name
+from aamlib.widgets.selection import SelectionView, SideBySide, write_study_gifs
 
 matplotlib.use("Agg")
 
@@ -190,16 +192,32 @@ def test_the_exported_gif_and_table_are_what_is_shown(runs, tmp_path):
         np.testing.assert_array_equal(tile, view.shown["frames"].iloc[10][2])
 
 
-@pytest.mark.parametrize(
-    ("acquisition", "fraction", "name"),
-    [
-        ("bald", 0.05, "train_AMN_BALD_perc_5.gif"),
-        ("variation_ratio", 0.6, "train_AMN_var_ratio_perc_60.gif"),
-        ("entropy", 1.0, "train_AMN_entropy_perc_100.gif"),
-    ],
-)
-def test_gifs_carry_the_studys_names(acquisition, fraction, name):
-    assert gif_name({"acquisition": acquisition, "query_fraction": fraction}) == name
+def test_the_studys_gifs_come_from_the_runs_that_there_are(runs, tmp_path):
+    changes = {"one": {"seed": 1}, "zero": {"seed": 0}, "other": {"seed": 0, "query_fraction": 0.05}}
+    found = {}
+    for name, settings in changes.items():
+        run = copy_sample(runs["pong-bald"], tmp_path / name, rounds=1, student=False)
+        (run.dir / "config.json").write_text(json.dumps({**run.config, "query_fraction": 0.6, **settings}))
+        found[name] = run
+    told = write_study_gifs(found, tmp_path / "plots")
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        "train_AMN_BALD_perc_60.gif",
+        "train_AMN_BALD_perc_60.csv",
+    }
+    assert [line.split()[0] for line in told if "skipped" in line] == [
+        "train_AMN_entropy_perc_100.gif",
+        "train_AMN_BALD_perc_5.gif",
+        "train_AMN_var_ratio_perc_5.gif",
+        "train_AMN_random_perc_5.gif",
+        "train_AMN_entropy_perc_60.gif",
+        "train_AMN_var_ratio_perc_60.gif",
+        "train_AMN_random_perc_60.gif",
+    ]
+    rows = pd.read_csv(tmp_path / "plots" / "train_AMN_BALD_perc_60.csv")
+    assert set(rows["run"]) == {"zero"}
+    assert set(rows["kind"]) == {"queried"}
+    assert len(rows) == 50
+    assert rows["score_bald"].is_monotonic_decreasing
 
 
 def test_picked_points_show_their_numbers_and_frames(runs):
