@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -69,11 +69,14 @@ def lab(tmp_path_factory):
     try:
         facts = folder / "JUPYTER_RUNTIME_DIR" / f"jpserver-{server.pid}.json"
         until = time.monotonic() + SECONDS / 1000
-        while not facts.exists():
+        url = None
+        while url is None:
             assert server.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < until, (folder / "log").read_text()
             time.sleep(0.1)
-        yield folder, json.loads(facts.read_text())["url"]
+            with suppress(OSError, ValueError):  # not there yet, or half written
+                url = json.loads(facts.read_text())["url"]
+        yield folder, url
     finally:
         server.terminate()
         server.wait()

@@ -5,9 +5,11 @@ import io
 import json
 
 import matplotlib
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from nbconvert import HTMLExporter
 from PIL import Image
 
 import aamlib
@@ -263,3 +265,6 @@ def test_in_a_live_notebook_they_are_widgets_with_a_picture_to_fall_back_on(runs
     monkeypatch.setattr(base, "is_live", lambda: True)
     bundle = SelectionView(runs, "pong-bald")._repr_mimebundle_()
     assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", bundle)])
+    page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    assert 'src="data:image/png;base64' in page, "saved from JupyterLab, without the widgets' state"

@@ -103,8 +103,8 @@ class ScatterView(RoundView):
         scatter.mouse(mode="lasso")
         scatter.legend(True)
 
-        def shade(_: Any = None, **once: Any) -> None:
-            values = self.points()[self.color]
+        def shade(points: pd.DataFrame, **once: Any) -> None:
+            values = points[self.color]
             if self.color in _ANSWERS:
                 scatter.color(by=self.color, map=[*_COLORS.values()], **once)
             else:
@@ -116,7 +116,7 @@ class ScatterView(RoundView):
             scatter.selection([])
             scatter.x(scale=(0.0, float(points["score_entropy"].max())), **once)
             scatter.y(scale=(0.0, max(float(points["score_bald"].max()), 1e-6)), **once)
-            shade(**once)
+            shade(points, **once)
             scatter.data(points)
             show_frames()
 
@@ -125,7 +125,7 @@ class ScatterView(RoundView):
 
         scatter.widget.observe(lambda change: setattr(self, "picked", tuple(int(i) for i in change.new)), "selection")
         self.observe(show_points, ["run", "round", "kind"])
-        self.observe(shade, ["color"])
+        self.observe(lambda _: shade(self.points()), ["color"])
         self.observe(show_frames, ["picked"])
         show_points()
         self._tell()
