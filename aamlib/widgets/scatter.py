@@ -97,7 +97,6 @@ class ScatterView(RoundView):
 
         scatter = jscatter.Scatter(data=self.points(), x="score_entropy", y="score_bald", height=430)
         scatter.axes(True, grid=True, labels=["predictive entropy, total (nats)", "BALD, epistemic (nats)"])
-        scatter.size(default=4)
         scatter.opacity(default=0.8)
         scatter.background("white")
         scatter.mouse(mode="lasso")
@@ -116,6 +115,7 @@ class ScatterView(RoundView):
             scatter.selection([])
             scatter.x(scale=(0.0, float(points["score_entropy"].max())), **once)
             scatter.y(scale=(0.0, max(float(points["score_bald"].max()), 1e-6)), **once)
+            scatter.size(default=4 if len(points) <= 20_000 else 2, **once)  # many large points hide each other
             shade(points, **once)
             scatter.data(points)
             show_frames()
