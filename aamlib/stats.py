@@ -69,7 +69,7 @@ def iqm(*strata: np.ndarray, axis: int = -1) -> np.ndarray | float:
 
     So of five seeds the middle three count, and of up to three seeds all.
     """
-    from scipy import stats
+    from scipy import stats  # here, for the views import this module, and scipy takes long
 
     return stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
 
