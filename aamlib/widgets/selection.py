@@ -196,6 +196,7 @@ class SelectionView(RoundView):
             policy.value = plot.draw(*self.policies(state))
 
         def show_states(_: Any = None) -> None:
+            saved.value = ""
             grid.png = figures.to_png(self.grid(self.shown))
             show_state()
 
