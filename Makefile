@@ -44,6 +44,8 @@ sample: $(READY)  ## Make the sample runs in data/sample/ again, with the bundle
 figures: $(READY)  ## Redraw everything in plots/ from data/results/
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare.ipynb -k python3 --no-progress-bar
+	$(BIN)/papermill notebooks/06_uncertain_frames.ipynb data/runs/frames.ipynb -k python3 --no-progress-bar \
+		--stdout-file /dev/stdout -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs $(CURDIR)/plots
 
 bench: $(READY)  ## Measure speed against the machine's limits; nothing else should be busy
 	@mkdir -p data/runs

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import torch
 from ale_py import roms
 
-RECORDED_PER_RUN = 150_000  # queried, and as many random, states: about 17 MB
+RECORDED_PER_RUN = 170_000  # queried, and as many random, states: about 19 MB; 50 a round of the study's with frames
 
 _C = TypeVar("_C", bound="Config")
 

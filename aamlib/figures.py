@@ -7,20 +7,18 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from aamlib.plots import COLORS
+from aamlib.plots import COLORBLIND, COLORS, name_of
 from aamlib.selections import COLUMNS, INDIFFERENT, describe_q
 
-_PALETTE = sns.color_palette("colorblind").as_hex()
-_ACTIONS = [_PALETTE[i] for i in (0, 1, 2, 4, 9, 7, 3, 5, 8, 6)]  # neighbours look unlike each other
-_OTHERS = [_PALETTE[i] for i in (4, 7, 9, 5, 8, 6)]  # none of the functions' colours
-EXPERT, STUDENT, POOL = _PALETTE[0], _PALETTE[1], "0.35"
+_ACTIONS = [COLORBLIND[i] for i in (0, 1, 2, 4, 9, 7, 3, 5, 8, 6)]  # neighbours look unlike each other
+_OTHERS = [COLORBLIND[i] for i in (3, 7, 9, 5, 8, 6)]  # none of the functions' colours
+EXPERT, STUDENT, POOL = COLORBLIND[0], COLORBLIND[1], "0.35"
 SCORES = {
     "entropy": "predictive entropy (nats)",
     "bald": "BALD (nats)",
@@ -146,7 +144,8 @@ def draw_rounds(ax: Axes, table: pd.DataFrame, column: str, by: str = "score") -
     for i, (name, rows) in enumerate(table.dropna(subset=[column]).groupby(by, sort=False)):
         color = POOL if name == "pool" else COLORS.get(str(name), _OTHERS[i % len(_OTHERS)])
         style = ":" if name == "pool" else "-"
-        ax.plot(rows["round"], rows[column], color=color, linestyle=style, marker="o", markersize=3, label=str(name))
+        label = " · ".join(map(name_of, str(name).split(" · ")))
+        ax.plot(rows["round"], rows[column], color=color, linestyle=style, marker="o", markersize=3, label=label)
     ax.set_xlabel("round")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -154,9 +153,9 @@ def draw_rounds(ax: Axes, table: pd.DataFrame, column: str, by: str = "score") -
 def draw_decomposition(ax: Axes, table: pd.DataFrame, score: str) -> None:
     """Mean total uncertainty of a function's choice (of `selections.choices`), split into its two parts, per round."""
     rows = table[table["score"] == score]
-    ax.stackplot(rows["round"], rows["aleatoric"], rows["score_bald"], colors=[_PALETTE[9], _PALETTE[3]],
+    ax.stackplot(rows["round"], rows["aleatoric"], rows["score_bald"], colors=[COLORBLIND[9], COLORBLIND[3]],
                  labels=["aleatoric: expected entropy", "epistemic: BALD"])  # fmt: skip
     ax.plot(rows["round"], rows["score_entropy"], color="0.1", linewidth=1.5, label="total: predictive entropy")
-    ax.set(title=f"chosen by {score}" if score != "pool" else "the whole pool", xlabel="round")
+    ax.set(title=f"chosen by {name_of(score)}" if score != "pool" else "the whole pool", xlabel="round")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(x=0)

@@ -45,7 +45,12 @@ def record_game(policy: nn.Module, game: str, *, steps: int = 600, epsilon: floa
 
     Raises ConfigError for an unknown game.
     """
-    played = list(play(policy, game, 1, epsilon, seed, max_frames=steps * FRAMES_PER_STEP))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a single state is too little for two: on a busy machine, the second is waited for
+    try:
+        played = list(play(policy, game, 1, epsilon, seed, max_frames=steps * FRAMES_PER_STEP))
+    finally:
+        torch.set_num_threads(threads)
     return Recording(
         game,
         seed,

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator, StrMethodFormatter
@@ -32,11 +32,11 @@ LABELS = {
     **{f"probe_{probe}_regret": "mean regret (Q-value)" for probe in ("expert", "random")},
 }
 NAMES = {"bald": "BALD", "variation_ratio": "variation ratio", "entropy": "entropy", "random": "random"}
-_COLORBLIND = sns.color_palette("colorblind")
-COLORS = dict(
-    zip(("bald", "entropy", "variation_ratio", "random"), (_COLORBLIND[i] for i in (0, 1, 2, 4)), strict=True)
-)
-_OTHERS = [_COLORBLIND[i] for i in (3, 9, 5, 6)]
+COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer than drawing with it
+    "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9",
+)  # fmt: skip
+COLORS = dict(zip(("bald", "entropy", "variation_ratio", "random"), (COLORBLIND[i] for i in (0, 1, 2, 4)), strict=True))
+_OTHERS = [COLORBLIND[i] for i in (3, 9, 5, 6)]
 
 
 def name_of(acquisition: str) -> str:
@@ -55,7 +55,7 @@ def in_order(acquisitions: Iterable[str]) -> list[str]:
     return sorted({*acquisitions}, key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
-def palette(acquisitions: Iterable[str]) -> dict[str, Any]:
+def palette(acquisitions: Iterable[str]) -> dict[str, str]:
     """A colour per acquisition function; the built-in ones always have the same."""
     others = sorted({*acquisitions} - {*COLORS})
     return COLORS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
@@ -194,7 +194,8 @@ def plot_phases(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     columns = [name for name in metrics.columns.astype(str) if name.startswith("seconds_")]
     means = rounds[columns].fillna(0).groupby([rounds["query_fraction"], rounds["acquisition"]]).mean()
     y, left = [places[treatment] for treatment in means.index], np.zeros(len(means))
-    for column, color in zip(columns, sns.color_palette("viridis", len(columns)), strict=True):
+    colors = mpl.colormaps["viridis"](np.linspace(0, 1, len(columns) + 2)[1:-1])
+    for column, color in zip(columns, colors, strict=True):
         style: dict[str, Any] = {"color": color, "edgecolor": "white", "linewidth": 0.5}
         bars = ax.barh(y, means[column], left=left, label=column.removeprefix("seconds_"), **style)
         left = left + means[column].to_numpy()

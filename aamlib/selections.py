@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from aamlib.files import RunFolderError
+from aamlib.files import DATA_DIR, RunFolderError
 from aamlib.runs import Run
 
 INDIFFERENT = 0.95  # of the highest entropy, ln A
@@ -88,11 +88,16 @@ def rounds_of(run: Run) -> list[int]:
     return rounds
 
 
-def find_runs(roots: Sequence[str | Path]) -> dict[str, Run]:
+def find_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dict[str, Run]:
     """Runs with recorded selections in or below the folders, by name: the folder's, longer where two are alike.
 
-    Raises RunFolderError if there is none.
+    None: the sample runs, the published ones in data/results/, and those in data/runs/. Raises RunFolderError if there
+    is none.
     """
+    if roots is None:
+        roots = [DATA_DIR / name for name in ("sample", "results", "runs")]
+    elif isinstance(roots, str | Path):
+        roots = [roots]
     folders = {path.parent.parent.absolute() for root in roots for path in Path(root).rglob("selections/*.parquet")}
     if not folders:
         raise RunFolderError(

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 MIN_SEEDS = 5  # fewer carry no interval
 THRESHOLDS = (0.5, 0.75, 0.9)  # of the normalised score
@@ -70,6 +69,8 @@ def iqm(*strata: np.ndarray, axis: int = -1) -> np.ndarray | float:
 
     So of five seeds the middle three count, and of up to three seeds all.
     """
+    from scipy import stats  # here, for the views import this module, and scipy takes long
+
     return stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
 
 
@@ -95,6 +96,8 @@ def interval(
     if min(len(values) for values in strata) < MIN_SEEDS:
         nothing = np.full(strata[0].shape[1:], np.nan)
         return nothing, nothing
+    from scipy import stats
+
     result = stats.bootstrap(
         strata, statistic, n_resamples=RESAMPLES, vectorized=True, axis=0, method="percentile", rng=seed
     )

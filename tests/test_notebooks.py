@@ -29,7 +29,7 @@ PARAMETERS = {
         "temperature",
         "step",
     },
-    "06_uncertain_frames": {"runs", "run", "other", "number", "sort", "exports"},
+    "06_uncertain_frames": {"runs", "run", "other", "number", "sort", "exports", "gifs"},
     "07_entropy_versus_bald": {"runs", "run", "number", "color"},
     "08_benchmark": {
         "game",

@@ -108,6 +108,8 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
         (tmp_path / folder / "selections").mkdir(parents=True)
         (tmp_path / folder / "selections" / "000001.parquet").touch()
     assert set(selections.find_runs([tmp_path])) == {"other", str(tmp_path / "a/run"), str(tmp_path / "b/run")}
+    assert set(selections.find_runs(str(tmp_path / "a"))) == {"run"}, "papermill gives one folder as a string"
+    assert {"pong-bald", "pong-entropy"} <= set(selections.find_runs())
 
 
 def test_the_sample_is_what_the_notebooks_need_of_a_run(tiny, tmp_path):

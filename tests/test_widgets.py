@@ -2,19 +2,24 @@
 
 import base64
 import io
+import json
 
 import matplotlib
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from nbconvert import HTMLExporter
 from PIL import Image
 
 import aamlib
-from aamlib import widgets
-from aamlib.expert_view import ExpertView
-from aamlib.scatter_view import ScatterView
-from aamlib.selection_view import SelectionView, SideBySide, gif_name
+from aamlib.sample import copy_sample
 from aamlib.selections import find_runs
+from aamlib.widgets import base
+from aamlib.widgets.base import PolicyPlot
+from aamlib.widgets.expert import ExpertView
+from aamlib.widgets.scatter import ScatterView
+from aamlib.widgets.selection import SelectionView, SideBySide, write_study_gifs
 
 matplotlib.use("Agg")
 
@@ -87,6 +92,20 @@ def test_the_temperature_redraws_policies_and_entropies(view):
     assert view.policies()[0].max() < sharp
     assert entropy.value != before[0]
     assert policy.value != before[1]
+
+
+def test_policies_drawn_again_look_as_if_drawn_for_the_first_time():
+    rng, actions = np.random.default_rng(0), ["NOOP", "LEFT", "RIGHT"]
+    plot = PolicyPlot(4.0, 2.0)
+    states = [
+        (actions, *rng.dirichlet(np.ones(3), 2), rng.dirichlet(np.ones(3), 5)),
+        (actions, *rng.dirichlet(np.ones(3), 2), rng.dirichlet(np.ones(3), 5)),
+        (actions, *rng.dirichlet(np.ones(3), 2)),
+        (actions[:2], np.array([0.5, 0.5])),
+    ]
+    drawn = [plot.draw(*state) for state in states]
+    assert drawn == [PolicyPlot(4.0, 2.0).draw(*state) for state in states]
+    assert len(set(drawn)) == len(states)
 
 
 def test_original_colours_are_of_the_same_step(view):
@@ -175,16 +194,32 @@ def test_the_exported_gif_and_table_are_what_is_shown(runs, tmp_path):
         np.testing.assert_array_equal(tile, view.shown["frames"].iloc[10][2])
 
 
-@pytest.mark.parametrize(
-    ("acquisition", "fraction", "name"),
-    [
-        ("bald", 0.05, "train_AMN_BALD_perc_5.gif"),
-        ("variation_ratio", 0.6, "train_AMN_var_ratio_perc_60.gif"),
-        ("entropy", 1.0, "train_AMN_entropy_perc_100.gif"),
-    ],
-)
-def test_gifs_carry_the_studys_names(acquisition, fraction, name):
-    assert gif_name({"acquisition": acquisition, "query_fraction": fraction}) == name
+def test_the_studys_gifs_come_from_the_runs_that_there_are(runs, tmp_path):
+    changes = {"one": {"seed": 1}, "zero": {"seed": 0}, "other": {"seed": 0, "query_fraction": 0.05}}
+    found = {}
+    for name, settings in changes.items():
+        run = copy_sample(runs["pong-bald"], tmp_path / name, rounds=1, student=False)
+        (run.dir / "config.json").write_text(json.dumps({**run.config, "query_fraction": 0.6, **settings}))
+        found[name] = run
+    told = write_study_gifs(found, tmp_path / "plots")
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        "train_AMN_BALD_perc_60.gif",
+        "train_AMN_BALD_perc_60.csv",
+    }
+    assert [line.split()[0] for line in told if "skipped" in line] == [
+        "train_AMN_entropy_perc_100.gif",
+        "train_AMN_BALD_perc_5.gif",
+        "train_AMN_var_ratio_perc_5.gif",
+        "train_AMN_random_perc_5.gif",
+        "train_AMN_entropy_perc_60.gif",
+        "train_AMN_var_ratio_perc_60.gif",
+        "train_AMN_random_perc_60.gif",
+    ]
+    rows = pd.read_csv(tmp_path / "plots" / "train_AMN_BALD_perc_60.csv")
+    assert set(rows["run"]) == {"zero"}
+    assert set(rows["kind"]) == {"queried"}
+    assert len(rows) == 50
+    assert rows["score_bald"].is_monotonic_decreasing
 
 
 def test_picked_points_show_their_numbers_and_frames(runs):
@@ -227,6 +262,9 @@ def test_without_a_live_notebook_views_are_still_pictures(runs, view):
 
 
 def test_in_a_live_notebook_they_are_widgets_with_a_picture_to_fall_back_on(runs, monkeypatch):
-    monkeypatch.setattr(widgets, "is_live", lambda: True)
+    monkeypatch.setattr(base, "is_live", lambda: True)
     bundle = SelectionView(runs, "pong-bald")._repr_mimebundle_()
     assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", bundle)])
+    page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    assert 'src="data:image/png;base64' in page, "saved from JupyterLab, without the widgets' state"

@@ -12,7 +12,7 @@ import traitlets
 
 from aamlib.runs import Run
 from aamlib.selections import describe, rounds_of
-from aamlib.widgets import View, labelled, one_of
+from aamlib.widgets.base import View, labelled, one_of
 
 SHOWN = 50  # states at once, as in the study's GIFs
 MEASURES = ("q_gap", "q_range", "label_entropy", "regret", "aleatoric")

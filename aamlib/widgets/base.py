@@ -1,7 +1,5 @@
 """What the notebooks' views are made of: each keeps its state in traits, and shows it as controls where these work.
 
-The views are in `expert_view`, `selection_view` and `scatter_view`.
-
 A view is the last line of a cell. In JupyterLab it shows `panel`, live widgets; papermill and nbconvert, where no one
 can turn a knob, get `figure()`, a still picture of the same state. All can be set from code too: `view.step = 5`.
 """
@@ -15,8 +13,10 @@ from typing import Any
 
 import anywidget
 import ipywidgets
+import numpy as np
 import traitlets
 from IPython.core.getipython import get_ipython
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from aamlib import figures
@@ -123,6 +123,42 @@ class Plot:
         png = figures.to_png(self.figure)
         self.figure.set_layout_engine("none")
         return png
+
+
+class PolicyPlot:
+    """Policies of one state after another: the axes are drawn once, then only bars and dots, ten times as fast."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.size = width, height
+        self.kind: tuple[Any, ...] = ()
+
+    def draw(
+        self,
+        actions: Sequence[str],
+        expert: np.ndarray,
+        student: np.ndarray | None = None,
+        samples: np.ndarray | None = None,
+    ) -> bytes:
+        """PNG of `figures.draw_policies`."""
+        kind = tuple(actions), student is None, None if samples is None else samples.shape
+        if kind != self.kind:
+            self.kind, figure = kind, figures.new_figure(*self.size)
+            self.ax, self.canvas = figure.subplots(), FigureCanvasAgg(figure)
+            figures.draw_policies(self.ax, actions, expert, student, samples)
+            self.bars: list[Any] = [*self.ax.patches]
+            self.dots: list[Any] = [*self.ax.collections]
+            for artist in self.bars + self.dots:
+                artist.set_animated(True)  # left out of the background
+            self.canvas.draw()
+            self.background = self.canvas.copy_from_bbox(figure.bbox)
+        for bar, probability in zip(self.bars, [*expert, *([] if student is None else student)], strict=True):
+            bar.set_width(probability)
+        if samples is not None:
+            self.dots[0].set_offsets(np.column_stack([samples.ravel(), self.dots[0].get_offsets()[:, 1]]))
+        self.canvas.restore_region(self.background)
+        for artist in self.bars + self.dots:
+            self.ax.draw_artist(artist)
+        return figures.to_png(np.array(self.canvas.buffer_rgba())[..., :3])
 
 
 def labelled(widget: type[ipywidgets.Widget], description: str, width: int = 200, **settings: Any) -> Any:

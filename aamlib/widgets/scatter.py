@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from aamlib import figures
 from aamlib.plots import gif_bytes, mosaic
-from aamlib.round_view import MEASURES, RoundView
 from aamlib.selections import score_names
-from aamlib.widgets import labelled, one_of, row
+from aamlib.widgets.base import labelled, one_of, row
+from aamlib.widgets.round import MEASURES, RoundView
 
 _SHOWN = 25  # states at once, beside the points
 _ANSWERS = ("indifferent", "costly", "disagree")
@@ -97,14 +97,13 @@ class ScatterView(RoundView):
 
         scatter = jscatter.Scatter(data=self.points(), x="score_entropy", y="score_bald", height=430)
         scatter.axes(True, grid=True, labels=["predictive entropy, total (nats)", "BALD, epistemic (nats)"])
-        scatter.size(default=4)
         scatter.opacity(default=0.8)
         scatter.background("white")
         scatter.mouse(mode="lasso")
         scatter.legend(True)
 
-        def shade(_: Any = None, **once: Any) -> None:
-            values = self.points()[self.color]
+        def shade(points: pd.DataFrame, **once: Any) -> None:
+            values = points[self.color]
             if self.color in _ANSWERS:
                 scatter.color(by=self.color, map=[*_COLORS.values()], **once)
             else:
@@ -116,7 +115,8 @@ class ScatterView(RoundView):
             scatter.selection([])
             scatter.x(scale=(0.0, float(points["score_entropy"].max())), **once)
             scatter.y(scale=(0.0, max(float(points["score_bald"].max()), 1e-6)), **once)
-            shade(**once)
+            scatter.size(default=4 if len(points) <= 20_000 else 2, **once)  # many large points hide each other
+            shade(points, **once)
             scatter.data(points)
             show_frames()
 
@@ -125,7 +125,7 @@ class ScatterView(RoundView):
 
         scatter.widget.observe(lambda change: setattr(self, "picked", tuple(int(i) for i in change.new)), "selection")
         self.observe(show_points, ["run", "round", "kind"])
-        self.observe(shade, ["color"])
+        self.observe(lambda _: shade(self.points()), ["color"])
         self.observe(show_frames, ["picked"])
         show_points()
         self._tell()

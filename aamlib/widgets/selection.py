@@ -15,18 +15,53 @@ from aamlib import figures
 from aamlib.files import write_csv
 from aamlib.games import action_names
 from aamlib.plots import gif_bytes, mosaic, write_gif
-from aamlib.round_view import MEASURES, SHOWN, RoundView
+from aamlib.runs import Run
 from aamlib.selections import score_names
-from aamlib.widgets import Picture, Plot, View, labelled, one_of, row
+from aamlib.widgets.base import Picture, PolicyPlot, View, labelled, one_of, row
+from aamlib.widgets.round import MEASURES, SHOWN, RoundView
 
 AGREEMENT = ("all", "agree", "disagree", "costly mistake")
 _STUDY_NAMES = {"bald": "BALD", "variation_ratio": "var_ratio"}
+# The GIFs that the study shows: game, acquisition function, and its share of the pool.
+STUDY_GIFS = (
+    ("breakout", "entropy", 1.0),
+    ("breakout", "bald", 0.05),
+    ("breakout", "variation_ratio", 0.05),
+    ("breakout", "random", 0.05),
+    ("pong", "entropy", 0.6),
+    ("pong", "bald", 0.6),
+    ("pong", "variation_ratio", 0.6),
+    ("pong", "random", 0.6),
+)
 
 
-def gif_name(config: dict[str, Any]) -> str:
-    """The study's name for the GIF of a run's selection, such as "train_AMN_BALD_perc_5.gif"."""
-    function = config["acquisition"].replace(":", ".")
-    return f"train_AMN_{_STUDY_NAMES.get(function, function)}_perc_{config['query_fraction'] * 100:g}.gif"
+def gif_name(acquisition: str, query_fraction: float) -> str:
+    """The study's name for the GIF of a selection, such as "train_AMN_BALD_perc_5.gif"."""
+    function = acquisition.replace(":", ".")
+    return f"train_AMN_{_STUDY_NAMES.get(function, function)}_perc_{query_fraction * 100:g}.gif"
+
+
+def write_study_gifs(runs: dict[str, Run], folder: str | Path) -> list[str]:
+    """Write the `STUDY_GIFS` that there are runs for, each beside its CSV; returns a sentence on every one.
+
+    Each shows the last recorded round of the run with the lowest seed: of the queried states recorded with frames, the
+    50 that the run's own function scores highest.
+    """
+    told = []
+    for treatment in STUDY_GIFS:
+        game, acquisition, fraction = treatment
+        found = {
+            run.config["seed"]: name
+            for name, run in runs.items()
+            if (run.config["game"], run.config["acquisition"], run.config["query_fraction"]) == treatment
+        }
+        if found:
+            view = SelectionView(runs, found[min(found)], sort=f"score_{acquisition}", folder=Path(folder))
+            told.append(f"{view.export()[0]}: {len(view.shown)} states, {view.run}, round {view.round}")
+        else:
+            name, wanted = gif_name(acquisition, fraction), f"{game}, {acquisition} on {fraction:.0%}"
+            told.append(f"{name} skipped: no run of {wanted} has recorded selections here.")
+    return told
 
 
 class SelectionView(RoundView):
@@ -90,11 +125,11 @@ class SelectionView(RoundView):
 
         Raises ValueError when nothing is shown, RunFolderError when they cannot be written.
         """
-        shown = self.shown
+        shown, name = self.shown, gif_name(self.config["acquisition"], self.config["query_fraction"])
         if shown.empty:
             raise ValueError("no state passes the filters, so there is nothing to export; widen them.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        gif = write_gif(self.folder / gif_name(self.config), np.stack(shown["frames"].to_list()))
+        gif = write_gif(self.folder / name, np.stack(shown["frames"].to_list()))
         table = shown.drop(columns=["frames", "q_samples", "expert_q"]).assign(run=self.run, round=self.round)
         write_csv(gif.with_suffix(".csv"), table)
         return gif, gif.with_suffix(".csv")
@@ -146,7 +181,7 @@ class SelectionView(RoundView):
         saved = ipywidgets.HTML().add_class("aam-saved")
         grid = Picture(layout={"max_width": "640px"}).add_class("aam-grid")
         motion = ipywidgets.Image(format="gif", layout={"width": "252px", "height": "252px"}).add_class("aam-motion")
-        policy, plot = ipywidgets.Image(layout={"max_width": "100%"}).add_class("aam-policy"), Plot(4.4, 3.2)
+        policy, plot = ipywidgets.Image(layout={"max_width": "100%"}).add_class("aam-policy"), PolicyPlot(4.4, 3.2)
 
         def show_state(_: Any = None) -> None:
             shown = self.shown
@@ -158,9 +193,10 @@ class SelectionView(RoundView):
             grid.mark = [position % columns / columns, position // columns / rows, 1 / columns, 1 / rows]
             state = shown.iloc[position]
             motion.value = gif_bytes(state["frames"][None], columns=1, scale=3)
-            policy.value = plot.draw(figures.draw_policies, *self.policies(state))
+            policy.value = plot.draw(*self.policies(state))
 
         def show_states(_: Any = None) -> None:
+            saved.value = ""
             grid.png = figures.to_png(self.grid(self.shown))
             show_state()
 

@@ -20,7 +20,7 @@ from aamlib.files import RunFolderError
 from aamlib.games import action_names, colour_frames, record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
-from aamlib.widgets import Picture, Plot, View, labelled, one_of, row
+from aamlib.widgets.base import Picture, Plot, PolicyPlot, View, labelled, one_of, row
 
 _APART = 20  # agent steps between two moments to jump to, at least
 _HISTOGRAMS = ("q_gap", "q_range", "label_entropy")
@@ -193,24 +193,26 @@ class ExpertView(View):
         gaps, entropy = (ipywidgets.Image(layout={"max_width": "100%"}) for _ in range(2))
         entropy.add_class("aam-entropy")
         error = ipywidgets.HTML()
-        plots = {"policy": Plot(7.2, 2.3), "entropy": Plot(3.7, 2.4)}
+        policies, entropies = PolicyPlot(7.2, 2.3), Plot(3.7, 2.4)
         span = [0.0, 1.0, 0.0, 1.0]  # of the timeline's axes: left, width, top, height
+
+        def show_policies(_: Any = None) -> None:
+            policy.value = policies.draw(self.actions, *self.policies())
 
         def show_step(_: Any = None) -> None:
             timeline.mark = [span[0] + span[1] * self.step / max(1, len(self.recording) - 1), span[2], 0.0, span[3]]
             frame.value = figures.to_png(self.frame(), 2 if self.original_colours else 4)
             strip.value = figures.to_png(figures.strip(self.stacks[self.step]))
-            policy.value = plots["policy"].draw(figures.draw_policies, self.actions, *self.policies())
+            show_policies()
 
         def show_temperature(_: Any = None) -> None:
-            entropy.value = plots["entropy"].draw(
+            entropy.value = entropies.draw(
                 figures.draw_histogram, self.recording.q_values, "label_entropy", self.temperature
             )
-            show_step()
+            show_policies()
 
         def show_game(_: Any = None) -> None:
             slider.max = run.max = len(self.recording) - 1
-            plots["policy"] = Plot(7.2, 2.3)
             whole = figures.new_figure(7.4, 3.6)
             axes = whole.subplots(2, 1, height_ratios=(2, 1))
             figures.draw_timeline(axes, self.recording.q_values, self.actions)
@@ -222,6 +224,7 @@ class ExpertView(View):
                 figures.draw_histogram(ax, self.recording.q_values, column, self.temperature)
             gaps.value = figures.to_png(halves)
             show_temperature()
+            show_step()
 
         def play_again(_: Any) -> None:
             try:
