@@ -88,7 +88,7 @@ def rounds_of(run: Run) -> list[int]:
     return rounds
 
 
-def find_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dict[str, Run]:
+def recorded_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dict[str, Run]:
     """Runs with recorded selections in or below the folders, by name: the folder's, longer where two are alike.
 
     None: the sample runs, the published ones in data/results/, and those in data/runs/. Raises RunFolderError if there

@@ -98,7 +98,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(states):
 
 def test_what_is_not_there_is_said_in_one_sentence(tmp_path):
     with pytest.raises(aamlib.RunFolderError, match="no run with recorded selections below"):
-        selections.find_runs([tmp_path])
+        selections.recorded_runs([tmp_path])
     with pytest.raises(aamlib.RunFolderError, match="holds no recorded selection"):
         selections.rounds_of(aamlib.Run(tmp_path))
 
@@ -107,9 +107,9 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for folder in ("a/run", "b/run", "b/other"):
         (tmp_path / folder / "selections").mkdir(parents=True)
         (tmp_path / folder / "selections" / "000001.parquet").touch()
-    assert set(selections.find_runs([tmp_path])) == {"other", str(tmp_path / "a/run"), str(tmp_path / "b/run")}
-    assert set(selections.find_runs(str(tmp_path / "a"))) == {"run"}, "papermill gives one folder as a string"
-    assert {"pong-bald", "pong-entropy"} <= set(selections.find_runs())
+    assert set(selections.recorded_runs([tmp_path])) == {"other", str(tmp_path / "a/run"), str(tmp_path / "b/run")}
+    assert set(selections.recorded_runs(str(tmp_path / "a"))) == {"run"}, "papermill gives one folder as a string"
+    assert {"pong-bald", "pong-entropy"} <= set(selections.recorded_runs())
 
 
 def test_the_sample_is_what_the_notebooks_need_of_a_run(tiny, tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import aamlib
 from aamlib.sample import copy_sample
-from aamlib.selections import find_runs
+from aamlib.selections import recorded_runs
 from aamlib.widgets import base
 from aamlib.widgets.base import PolicyPlot
 from aamlib.widgets.expert import ExpertView
@@ -26,7 +26,7 @@ matplotlib.use("Agg")
 
 @pytest.fixture(scope="module")
 def runs():
-    return find_runs([aamlib.DATA_DIR / "sample"])
+    return recorded_runs([aamlib.DATA_DIR / "sample"])
 
 
 @pytest.fixture
