@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from aamlib.acquisition import choose, find_acquisition
+from aamlib.acquisition import ACQUISITIONS, choose, find_acquisition
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
 from aamlib.checkpoints import load_checkpoint, newest_student, save_checkpoint
 from aamlib.config import ExperimentConfig
@@ -169,19 +169,28 @@ class Distillation:
             self.agent_steps += self.config.n_envs
 
     def query(self, heads: Float[Tensor, "T A F"]) -> Int64[Tensor, " K"]:
-        """Score every state of the pool; return the ids of the most uncertain share."""
+        """Score every state of the pool, unless all are wanted; return the ids of the most uncertain share."""
         ids, generator = self.pool.ids(), self.generator("acquisition")
         query_size = int(min(self.config.query_size(len(ids)), self.labels_left()))
-        scores = []
-        for batch in ids.split(FORWARD_BATCH):
-            q = self.student.q_samples(self.pool.read(batch).to(self.config.device), heads=heads)  # (N, T, A)
-            scores.append(self.acquisition(q / self.config.temperature, generator=generator).cpu())
-            if scores[-1].shape != batch.shape:
-                raise ValueError(
-                    f"acquisition {self.config.acquisition!r} returned scores of shape {tuple(scores[-1].shape)} for "
-                    f"{len(batch)} states; return one score per state, (N,)."
-                )
+        if query_size == len(ids):
+            return ids
+        scores = [self.score(batch, heads, generator) for batch in ids.split(FORWARD_BATCH)]
         return ids[choose(torch.cat(scores), query_size, self.generator("ties"))]
+
+    def score(
+        self, ids: Int64[Tensor, " N"], heads: Float[Tensor, "T A F"], generator: torch.Generator
+    ) -> Float[Tensor, " N"]:
+        """The acquisition function's scores of states of the pool."""
+        if self.acquisition is ACQUISITIONS["random"]:  # it reads N alone: no passes are needed
+            return self.acquisition(torch.empty(len(ids), 1, 1), generator=generator)
+        q = self.student.q_samples(self.pool.read(ids).to(self.config.device), heads=heads)  # (N, T, A)
+        scores = self.acquisition(q / self.config.temperature, generator=generator).cpu()
+        if scores.shape != ids.shape:
+            raise ValueError(
+                f"acquisition {self.config.acquisition!r} returned scores of shape {tuple(scores.shape)} for "
+                f"{len(ids)} states; return one score per state, (N,)."
+            )
+        return scores
 
     def ask(self, queried: Int64[Tensor, " K"]) -> Float[Tensor, "K A"]:
         """The expert's Q-values of the queried states; counts the labels."""
