@@ -36,9 +36,9 @@ def load_probes(folder: Path, expert: nn.Module, config: ExperimentConfig) -> di
     """The two probe sets of an expert, "expert" and "random": states that it visits, and states of random play.
 
     Each is spread evenly over 40 games on seeds of their own, the expert's played at epsilon 0.05. They are made once
-    per expert and kept in `folder`, in a file named by the hash of its weights.
+    per expert and kept with its Q-values in `folder`, in a file named by the hash of its weights.
     """
-    path = folder / f"{config.game}-probes-{fingerprint(expert)[:12]}-{config.probe_states}.zst"
+    path = folder / f"{config.game}-probe-sets-{fingerprint(expert)[:12]}-{config.probe_states}.zst"
     if not path.exists():
         games = min(_PROBE_GAMES, config.probe_states)
         arrays = {}
@@ -47,9 +47,10 @@ def load_probes(folder: Path, expert: nn.Module, config: ExperimentConfig) -> di
                 expert, config.game, config.probe_states, games, epsilon, _PROBE_SEED, max_frames=config.max_game_frames
             )
             arrays[name] = states.numpy()
+            arrays[f"{name}_q"] = label(expert, states, config.device).numpy()
         save_arrays(path, arrays)
-    probes = {name: torch.from_numpy(states) for name, states in load_arrays(path).items()}
-    return {name: Probe(states, label(expert, states, config.device)) for name, states in probes.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in load_arrays(path).items()}
+    return {name: Probe(tensors[name], tensors[f"{name}_q"]) for name in ("expert", "random")}
 
 
 def probe_metrics(student: MCDropoutDQN, probes: dict[str, Probe], config: ExperimentConfig) -> dict[str, float]:
