@@ -232,6 +232,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_steps": 10_000,
         "round_steps": 5_000,
         "pool_size": 20_000,
+        "n_envs": 20,  # each takes the emulator 0.2 s to start
         "query_fraction": 0.4,
         "epsilon_decay_steps": 50_000,
         "learning_rate": 2.5e-4,

@@ -11,6 +11,7 @@ shared by all states; dropout is off in evaluation (the study left it on); evalu
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections import defaultdict
@@ -85,15 +86,18 @@ class Distillation:
             )
         torch.manual_seed(config.seed)
         self.student = MCDropoutDQN(required, dropout=config.dropout).to(config.device)
-        self.optimiser = torch.optim.Adam(
-            self.student.parameters(), lr=config.learning_rate, eps=config.adam_epsilon, fused=True
-        )
         self.pool = FramePool(config.pool_size, config.n_envs)
         self.round = self.agent_steps = self.labels_used = self.unique_labels = 0
         self.metrics: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
         self.resumed = False
         self.seconds: dict[str, float] = defaultdict(float)
+
+    @functools.cached_property
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Adam, made when first needed: torch then imports its compiler, which takes a second."""
+        config = self.config
+        return torch.optim.Adam(self.student.parameters(), config.learning_rate, eps=config.adam_epsilon, fused=True)
 
     # The loop
 

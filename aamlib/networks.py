@@ -158,12 +158,12 @@ def reduced_precision(precision: str, device: str = "cpu") -> Iterator[None]:
 
 
 def fastest_precision(device: str = "cpu") -> str:
-    """The precision, "bfloat16" or "float32", that runs the trunk faster here, measured in about a second.
+    """The precision, "bfloat16" or "float32", that runs the trunk faster here, measured in a fraction of a second.
 
     Some processors gain more than twice from bfloat16; on others, even with instructions for it, float32 is faster.
     """
     network = NatureDQN(n_actions=6).to(device)
-    states = torch.zeros(256, *STACK_SHAPE, dtype=torch.uint8, device=device)
+    states = torch.zeros(FORWARD_BATCH, *STACK_SHAPE, dtype=torch.uint8, device=device)
     seconds = dict.fromkeys(("float32", "bfloat16"), float("inf"))
     with torch.no_grad():
         for _ in range(4):  # interleaved, best of each: other load on the machine hits both
