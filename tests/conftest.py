@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import dataclasses
+import os
 
 import jaxtyping
 import pytest
@@ -11,7 +12,9 @@ import aamlib
 
 settings.register_profile("aamlib", deadline=None, derandomize=True, max_examples=50)  # the same examples on every run
 settings.load_profile("aamlib")
-torch.set_num_threads(1)  # tensors are small here: on a busy machine, a second thread is only waited for
+# Tensors are small here: on a busy machine, a second thread is only waited for. Kernels and other processes inherit it.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture
@@ -33,28 +36,37 @@ def pong_expert(tmp_path_factory):
     return aamlib.save_expert(path, network, {"game": "pong"})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(pong_expert):
-    """A run of four rounds on the real game, small enough for a test of a few seconds."""
+    """A run of four rounds on the real game, small enough for a test of a few seconds.
+
+    Above all few games: the emulator takes 0.1 s to make one, and as long again to seed it.
+    """
     return aamlib.ExperimentConfig(
         expert=str(pong_expert),
         total_steps=800,
         warmup_steps=160,
         round_steps=160,
-        n_envs=16,
+        n_envs=4,
         pool_size=320,
         epsilon_decay_steps=160,
-        max_game_frames=240,
-        evaluate_every=320,
+        max_game_frames=120,
+        evaluate_every=480,
         evaluation_episodes=2,
-        probe_states=8,
+        probe_states=4,
         recorded_states=500,
         recorded_stacks=4,
         precision="float32",
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def with_settings(tiny):
     """The tiny configuration with other values."""
     return lambda **settings: dataclasses.replace(tiny, **settings)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory):
+    """The tiny run, done once for all tests that only look at it."""
+    return aamlib.distill(tiny, tmp_path_factory.mktemp("finished") / "run")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,35 +40,33 @@ def assert_every_round_once(run, config, rounds=4):
     assert metrics["labels_used"].tolist() == np.cumsum(queries).tolist()
 
 
-def test_same_seed_same_run_and_another_seed_another(with_settings, tmp_path):
-    first, again = (aamlib.distill(with_settings(), tmp_path / name) for name in ("first", "again"))
-    pd.testing.assert_frame_equal(learned(first), learned(again), check_exact=True)
-    pd.testing.assert_frame_equal(first.evaluations, again.evaluations, check_exact=True)
-    pd.testing.assert_frame_equal(first.selection(3), again.selection(3), check_exact=True)
-    other = aamlib.distill(with_settings(seed=1), tmp_path / "other")
-    assert (other.metrics["loss"].dropna() != first.metrics["loss"].dropna()).all()
-
-
-def test_a_run_records_what_it_did(tiny, tmp_path):
+def test_same_seed_same_run_and_another_seed_another(finished, with_settings, tmp_path):
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    run = aamlib.distill(tiny, tmp_path / "run")
+    again = aamlib.distill(with_settings(), tmp_path / "again")
     assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers are left alone"
-    assert run.status == "finished"
-    assert_every_round_once(run, tiny)
-    metrics = run.metrics
+    pd.testing.assert_frame_equal(learned(finished), learned(again), check_exact=True)
+    pd.testing.assert_frame_equal(finished.evaluations, again.evaluations, check_exact=True)
+    pd.testing.assert_frame_equal(finished.selection(3), again.selection(3), check_exact=True)
+    other = aamlib.distill(with_settings(seed=1), tmp_path / "other")
+    assert (other.metrics["loss"].dropna() != finished.metrics["loss"].dropna()).all()
+
+
+def test_a_run_records_what_it_did(finished, tiny):
+    assert finished.status == "finished"
+    assert_every_round_once(finished, tiny)
+    metrics = finished.metrics
     assert (metrics["unique_labels"] <= metrics["labels_used"]).all()
     assert metrics["unique_labels"].is_monotonic_increasing
     assert metrics["loss"].iloc[1:].tolist() == pytest.approx(
         (metrics["loss_per_label"] * metrics["labels_used"].diff()).iloc[1:].tolist()
     )
-    assert run.evaluations.groupby("agent_steps")["episode"].apply(list).to_dict() == {
-        320: [0, 1],
-        640: [0, 1],
+    assert finished.evaluations.groupby("agent_steps")["episode"].apply(list).to_dict() == {
+        480: [0, 1],
         800: [0, 1],
     }
     scored = metrics.dropna(subset=["score"]).set_index("agent_steps")["score"]
-    assert scored.to_dict() == run.evaluations.groupby("agent_steps")["score"].mean().to_dict()
+    assert scored.to_dict() == finished.evaluations.groupby("agent_steps")["score"].mean().to_dict()
 
 
 @pytest.mark.parametrize("acquisition", ["bald", "entropy", "variation_ratio"])
@@ -85,8 +84,8 @@ def test_the_highest_scores_of_the_pool_are_asked_about(with_settings, tmp_path,
     assert queried[score].mean() > pool[score].mean()
 
 
-def test_recorded_states_carry_frames_samples_and_the_experts_q_values(tiny, tmp_path, pong_expert):
-    selection = aamlib.distill(tiny, tmp_path / "run").selection(4)
+def test_recorded_states_carry_frames_samples_and_the_experts_q_values(finished, tiny, pong_expert):
+    selection = finished.selection(4)
     with_frames = selection.dropna(subset=["frames"])
     assert with_frames.groupby("kind").size().to_dict() == {"queried": 4, "random": 4}
     assert set(with_frames["q_samples"].map(np.shape)) == {(10, 6)}
@@ -145,22 +144,6 @@ def test_killed_at_any_moment_it_goes_on_and_loses_nothing(with_settings, tmp_pa
     assert run.evaluations.groupby("round").size().eq(2).all()
 
 
-@pytest.mark.parametrize("part", ["pt", "safetensors"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tiny, tmp_path, monkeypatch, part):
-    run_dir = tmp_path / "run"
-    interrupt_in_round(4, monkeypatch)
-    assert aamlib.distill(tiny, run_dir).status == "interrupted"
-    monkeypatch.undo()
-    newest = run_dir / "checkpoints" / f"000003.{part}"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    with pytest.warns(UserWarning, match="checkpoint 000003 .* damaged"):
-        run = aamlib.distill(tiny, run_dir)
-    assert_every_round_once(run, tiny)
-    assert run.metrics["resumed"].tolist() == [0, 0, 0, 1, 0]
-
-
 def interrupt_in_round(number, monkeypatch):
     train = Distillation.train
 
@@ -172,16 +155,41 @@ def interrupt_in_round(number, monkeypatch):
     monkeypatch.setattr(Distillation, "train", interrupted)
 
 
-def test_when_every_checkpoint_is_damaged_it_says_so(tiny, tmp_path):
-    run_dir = tmp_path / "run"
-    aamlib.distill(tiny, run_dir)
-    for path in (run_dir / "checkpoints").glob("*.pt"):
+@pytest.fixture(scope="module")
+def interrupted_once(tiny, tmp_path_factory):
+    """A run that was stopped in round 4."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_in_round(4, patch)
+        return aamlib.distill(tiny, tmp_path_factory.mktemp("interrupted") / "run")
+
+
+@pytest.fixture
+def interrupted(interrupted_once, tmp_path):
+    """A copy of that run, to go on with."""
+    assert interrupted_once.status == "interrupted"
+    return aamlib.Run(shutil.copytree(interrupted_once.dir, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("part", ["pt", "safetensors"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(interrupted, tiny, part):
+    newest = interrupted.dir / "checkpoints" / f"000003.{part}"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match="checkpoint 000003 .* damaged"):
+        run = aamlib.distill(tiny, interrupted.dir)
+    assert_every_round_once(run, tiny)
+    assert run.metrics["resumed"].tolist() == [0, 0, 0, 1, 0]
+
+
+def test_when_every_checkpoint_is_damaged_it_says_so(interrupted, tiny):
+    for path in (interrupted.dir / "checkpoints").glob("*.pt"):
         path.write_bytes(path.read_bytes()[:1000])
     with (
         pytest.warns(UserWarning, match="damaged"),
         pytest.raises(aamlib.RunFolderError, match="every checkpoint .* start the run again"),
     ):
-        aamlib.distill(tiny, run_dir)
+        aamlib.distill(tiny, interrupted.dir)
 
 
 def test_the_stop_button_ends_a_run_cleanly_and_the_same_call_goes_on(tiny, tmp_path, monkeypatch, capsys):
@@ -211,14 +219,13 @@ def test_a_finished_run_goes_on_when_its_horizon_is_raised_and_else_stays(with_s
     assert_every_round_once(aamlib.distill(config, tmp_path / "run"), config)
 
 
-def test_another_configuration_is_refused_by_name_of_the_settings(with_settings, tmp_path):
-    aamlib.distill(with_settings(total_steps=320), tmp_path / "run")
+def test_another_configuration_is_refused_by_name_of_the_settings(interrupted, with_settings):
     with pytest.raises(
         aamlib.RunFolderError, match=r"dropout = 0\.5 \(the folder has 0\.3\), seed = 1 \(the folder has 0\)"
     ):
-        aamlib.distill(with_settings(total_steps=320, seed=1, dropout=0.5), tmp_path / "run")
-    with pytest.raises(aamlib.RunFolderError, match="total_steps = 160"):
-        aamlib.distill(with_settings(total_steps=160), tmp_path / "run")
+        aamlib.distill(with_settings(seed=1, dropout=0.5), interrupted.dir)
+    with pytest.raises(aamlib.RunFolderError, match="total_steps = 640"):
+        aamlib.distill(with_settings(total_steps=640), interrupted.dir)
 
 
 def test_two_processes_on_one_folder_the_second_stops(tiny, tmp_path):
@@ -229,15 +236,13 @@ def test_two_processes_on_one_folder_the_second_stops(tiny, tmp_path):
         aamlib.distill(tiny, tmp_path / "run")
 
 
-def test_the_student_of_the_last_round_is_loaded_and_a_folder_without_one_says_so(tiny, tmp_path, monkeypatch):
-    interrupt_in_round(2, monkeypatch)
-    run = aamlib.distill(tiny, tmp_path / "run")
-    after_round_1 = aamlib.load_student(run.dir).state_dict()
-    monkeypatch.undo()
-    student = aamlib.load_student(aamlib.distill(tiny, run.dir).dir)
+def test_the_student_of_the_last_round_is_loaded_and_a_folder_without_one_says_so(interrupted, tiny, tmp_path):
+    after_round_3 = aamlib.load_student(interrupted.dir).state_dict()
+    run = aamlib.distill(tiny, interrupted.dir)
+    student = aamlib.load_student(run.dir)
     assert not student.training
     assert student.dropout == tiny.dropout
-    assert not torch.equal(after_round_1["head.weight"], student.head.weight)
+    assert not torch.equal(after_round_3["head.weight"], student.head.weight)
     with pytest.raises(aamlib.RunFolderError, match="holds no student yet"):
         aamlib.load_student(tmp_path / "other")
     for path in (run.dir / "checkpoints").glob("*.safetensors"):

@@ -1,10 +1,15 @@
 """Training of experts: the returns by hand, and a training that is interrupted."""
 
+import dataclasses
+import functools
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 import aamlib
+from aamlib import pqn
 from aamlib.pqn import PQNConfig, Training, _Rollout
 
 
@@ -34,11 +39,26 @@ def test_q_lambda_returns_equal_the_recursion_written_out():
             assert targets.view(5, 3)[t, env].item() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def short_games():
+    """Evaluations stop after 100 agent steps: an untrained network's games take a thousand to be lost."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pqn, "evaluate", functools.partial(aamlib.evaluate, max_frames=400))
+        yield
+
+
+@pytest.fixture(scope="module")
 def small():
     return PQNConfig(
-        total_steps=768, n_envs=8, rollout_steps=16, evaluate_every=256, evaluation_episodes=1, precision="float32"
+        total_steps=768, n_envs=4, rollout_steps=32, evaluate_every=256, evaluation_episodes=1, precision="float32"
     )
+
+
+@pytest.fixture(scope="module")
+def trained(small, tmp_path_factory):
+    """A training that went through, as its weights and its folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    return aamlib.train_expert(small, folder).state_dict(), folder
 
 
 @pytest.mark.slow
@@ -62,20 +82,20 @@ def test_an_interrupted_training_goes_on_from_its_last_evaluation(small, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_same_seed_trains_the_same_expert_and_a_start_is_taken_up(small, tmp_path):
-    first, again = (aamlib.train_expert(small, tmp_path / name).state_dict() for name in ("first", "again"))
-    assert all(torch.equal(first[name], again[name]) for name in first)
+def test_the_same_seed_trains_the_same_expert_and_a_start_is_taken_up(small, trained, tmp_path):
+    again = aamlib.train_expert(small, tmp_path / "again").state_dict()
+    assert all(torch.equal(weights, again[name]) for name, weights in trained[0].items())
     path = aamlib.save_expert(tmp_path / "start.safetensors", aamlib.NatureDQN(6, normalise=True), {"game": "pong"})
-    training = Training(PQNConfig(start_from=str(path), precision="float32"), tmp_path / "unused")
+    training = Training(dataclasses.replace(small, start_from=str(path)), tmp_path / "unused")
     started = aamlib.load_expert(path).state_dict()
     assert all(torch.equal(tensor, started[name]) for name, tensor in training.network.state_dict().items())
 
 
 @pytest.mark.slow
-def test_another_configuration_or_a_damaged_checkpoint_is_refused(small, tmp_path):
-    aamlib.train_expert(small, tmp_path)
+def test_another_configuration_or_a_damaged_checkpoint_is_refused(small, trained, tmp_path):
+    folder = shutil.copytree(trained[1], tmp_path / "copy")
     with pytest.raises(aamlib.RunFolderError, match=r"gamma = 0\.9 \(the folder has 0\.99\)"):
-        aamlib.train_expert(PQNConfig(**{**small.asdict(), "gamma": 0.9}), tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+        aamlib.train_expert(dataclasses.replace(small, gamma=0.9), folder)
+    (folder / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(aamlib.RunFolderError, match="checkpoint.pt cannot be read .* remove it to start again"):
-        aamlib.train_expert(small, tmp_path)
+        aamlib.train_expert(small, folder)

@@ -20,14 +20,13 @@ def test_runs_load_as_one_tidy_table(with_settings, tmp_path):
     )
 
 
-def test_what_is_not_there_is_said_in_one_sentence(tiny, tmp_path):
+def test_what_is_not_there_is_said_in_one_sentence(finished, tmp_path):
     with pytest.raises(aamlib.RunFolderError, match="no runs below"):
         aamlib.load_runs(tmp_path)
     with pytest.raises(aamlib.RunFolderError, match=r"no run folder: config\.json"):
         _ = aamlib.Run(tmp_path).config
-    run = aamlib.distill(tiny, tmp_path / "run")
     with pytest.raises(aamlib.RunFolderError, match="no selection of round 9; it has rounds 1 to 4"):
-        run.selection(9)
+        finished.selection(9)
 
 
 def test_a_horizon_may_only_be_raised_and_none_is_no_limit(tmp_path):
