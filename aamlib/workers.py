@@ -31,6 +31,7 @@ from aamlib.grids import Cell
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LOCK_SECONDS = 30.0  # a killed worker's kernel notices within three seconds, and lets go of the run folder
+CONNECT_SECONDS = 10.0  # how long a scheduler may take to answer
 RECONNECT_SECONDS = 600.0  # how long a scheduler may be away
 _ENDED = ("finished", "label budget used")
 
@@ -183,7 +184,7 @@ class _Dask(_Threads):
 
     def connect(self) -> None:
         """Meet the scheduler and give it all cells that have not ended."""
-        self.client = self.distributed.Client(self.scheduler, timeout=10, set_as_default=False)
+        self.client = self.distributed.Client(self.scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
         self.dashboard = self.client.dashboard_link
         self.ended = queue.SimpleQueue()  # what the client before still says is not heard
         self.futures: dict[str, Any] = {}

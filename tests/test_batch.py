@@ -106,11 +106,11 @@ def alive(pid):
 
 def test_killed_kernels_resume_errors_are_named_and_done_cells_are_skipped(cells, tmp_path, capsys):
     grid = cells(seeds=2, acquisition=["bald", "entropy", "variation_ratio"])
+    grid = [cell for cell in grid if cell.config.seed == 0 or cell.config.acquisition == "entropy"]
     summary = run_batch(grid, tmp_path / "out", side_by_side=3, threads=1, retries=1)
     states = summary["state"].to_dict()
     assert states == {cell.name: "done" for cell in grid} | {
         "variation_ratio-seed=0": "failed",
-        "variation_ratio-seed=1": "failed",
         "entropy-seed=1": "failed",
     }
     assert summary.loc["bald-seed=0", ["rounds", "score", "attempts"]].tolist() == [4, 2.0, 1]
@@ -118,7 +118,8 @@ def test_killed_kernels_resume_errors_are_named_and_done_cells_are_skipped(cells
     assert summary.loc["entropy-seed=1", "attempts"] == 2, "killed each time: the retries are bounded"
     assert "its kernel died; lost 2 times without completing a round" in summary.loc["entropy-seed=1", "error"]
     assert summary.loc["variation_ratio-seed=0", "error"] == "ValueError: an error of the notebook's own"
-    saved = (grid[2].run_dir / "notebook.ipynb").read_text()
+    (raised,) = (cell for cell in grid if cell.name == "variation_ratio-seed=0")
+    saved = (raised.run_dir / "notebook.ipynb").read_text()
     assert "an error of the notebook's own" in saved
     for cell in grid:
         assert set(events(cell, "threads")) == {1}
@@ -340,18 +341,19 @@ def test_a_killed_worker_and_a_restarted_scheduler_lose_nothing(cells, tmp_path,
     assert run_batch(grid, tmp_path / "out", scheduler=ADDRESS)["attempts"].sum() == 2, "the failed ones, once more"
 
 
-def test_a_scheduler_that_does_not_answer_is_said(cells, tmp_path):
+def test_a_scheduler_that_does_not_answer_is_said(cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "CONNECT_SECONDS", 0.5)
     with pytest.raises(aamlib.ConfigError, match="no Dask scheduler answers at 'tcp://127.0.0.1:1'"):
         run_batch(cells(acquisition=["bald"]), tmp_path / "out", scheduler="tcp://127.0.0.1:1")
     assert not (tmp_path / "out").exists()
 
 
-def test_ten_thousand_cells_on_two_hundred_simulated_workers(tmp_path, monkeypatch, capsys):
+def test_two_thousand_cells_on_two_hundred_simulated_workers(tmp_path, monkeypatch, capsys):
     """Everything but the notebooks: folders, locks, marks, Dask and the progress view."""
     from distributed import LocalCluster
 
     monkeypatch.setattr(workers, "_execute", lambda cell, threads: Outcome("done"))
-    n = 10_000
+    n = 2_000
     cells = plan({"seeds": list(range(n)), "preset": "quick"}, tmp_path / "out")
     with LocalCluster(
         n_workers=4, threads_per_worker=50, processes=False, dashboard_address=None, scheduler_port=0
@@ -364,4 +366,4 @@ def test_ten_thousand_cells_on_two_hundred_simulated_workers(tmp_path, monkeypat
     assert len(list((tmp_path / "out").glob("*/cell.json"))) == n
     with capsys.disabled():
         print(f"\n{n} cells on 200 simulated workers: {1000 * seconds / n:.1f} ms of overhead a cell")
-    assert seconds / n < 0.25, "seconds a cell: a worker that needs hours for one would not notice"
+    assert seconds / n < 0.05, "seconds a cell; even if this grew with their number, 10,000 would cost 0.25 s each"
