@@ -41,6 +41,7 @@ PARAMETERS = {
         "growth_pools",
         "growth_samples",
         "settings",
+        "expert_settings",
     },
 }
 
@@ -125,10 +126,11 @@ def test_mistyped_parameters_stop_before_anything_starts(tmp_path, name, paramet
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_benchmark(tmp_path):
-    small = {"pool_states": 2_000, "baseline_states": 64, "repeats": 1, "growth_pools": [400, 800]}
+    small = {"pool_states": 1_000, "baseline_states": 64, "repeats": 1, "growth_pools": [400, 800]}
     folders = {name: str(tmp_path / name) for name in ("results", "figures")}
-    settings = {"round_steps": 400, "evaluation_episodes": 2, "max_game_frames": 400}
-    text = execute("08_benchmark", tmp_path, growth_samples=[2, 4], settings=settings, **small, **folders)
+    small |= {"growth_samples": [2, 4], "expert_settings": {"n_envs": 4}}
+    settings = {"n_envs": 4, "round_steps": 400, "evaluation_episodes": 2, "max_game_frames": 400}
+    text = execute("08_benchmark", tmp_path, settings=settings, **small, **folders)
     assert "times Stable-Baselines3's" in text
     table = pd.read_csv(tmp_path / "results" / "benchmark.csv")
     assert set(table["part"]) == {"round", "evaluation", "scoring", "collection", "training", "expert"}
