@@ -226,10 +226,13 @@ def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     for name, run_dir in find_runs([Path(root) for root in roots]).items():
         settings = read_config(run_dir)
-        if absent := [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]:
+        unusable = [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]
+        taken = {*METRICS, *EVALUATIONS, "run"}  # columns beside which the settings stand
+        unusable += [key for key, value in settings.items() if key in taken or str(value) == "nan"]
+        if unusable:
             raise RunFolderError(
                 f"{run_dir} was written by another version of aamlib, or is no experiment: config.json has no usable "
-                f"{', '.join(absent)}. Read it with the version that wrote it, or leave it out."
+                f"{', '.join(unusable)}. Read it with the version that wrote it, or leave it out."
             )
         starts = read_starts(run_dir)
         settings["expert_sha256"] = starts[0].get("expert_sha256") if starts else None

@@ -187,7 +187,7 @@ def test_bfloat16_ranks_states_as_float32_does(logits_in_both_precisions, name):
 
 
 def test_bfloat16_leaves_nearly_all_votes_as_they_are(logits_in_both_precisions):
-    """A vote turns where two actions are as good as equal; variation ratio counts votes, and shifts more than the others."""
+    """A vote turns where two actions are as good as equal: variation ratio, which counts votes, shifts the most."""
     votes = [logits.argmax(dim=-1) for logits in logits_in_both_precisions.values()]
     assert (votes[0] == votes[1]).float().mean() >= 0.98
     ratios = [aamlib.ACQUISITIONS["variation_ratio"](logits) for logits in logits_in_both_precisions.values()]
