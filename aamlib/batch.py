@@ -25,7 +25,7 @@ from aamlib.config import ConfigError, preset
 from aamlib.experts import ExpertError
 from aamlib.files import RunFolderError
 from aamlib.grids import Cell, describe_total, estimate, plan
-from aamlib.runs import check_settings, load_runs
+from aamlib.runs import ENDED, check_settings, load_runs
 from aamlib.workers import Outcome, is_done, open_pool, read_progress
 
 _MEASURED = ("game", "expert", "acquisition", "query_fraction", "n_samples", "batch_size", "precision", "device")
@@ -199,7 +199,7 @@ class BatchView:
         rows = []
         for cell in self.cells:
             before = self.progress[cell.name]
-            if states.get(cell.name) != "done" or before.get("status") not in ("finished", "label budget used"):
+            if states.get(cell.name) != "done" or before.get("status") not in ENDED:
                 self.progress[cell.name] = read_progress(cell.run_dir)
             now = self.progress[cell.name]
             running = now.get("status") not in (None, "interrupted") and now != self.begun[cell.name]

@@ -30,6 +30,9 @@ LABELS = {
     **{f"probe_{probe}_kl": "KL(expert || student), nats" for probe in ("expert", "random")},
     **{f"probe_{probe}_agreement": "greedy agreement with the expert" for probe in ("expert", "random")},
     **{f"probe_{probe}_regret": "mean regret (Q-value)" for probe in ("expert", "random")},
+    "asked_indifferent": "expert indifferent, share of the asked",
+    "asked_costly": "costly mistakes, share of the asked",
+    "auroc": "AUROC against costly mistakes",
 }
 NAMES = {"bald": "BALD", "variation_ratio": "variation ratio", "entropy": "entropy", "random": "random"}
 COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer than drawing with it
@@ -138,6 +141,23 @@ def plot_metric(
     if log:
         ax.set_yscale("log")
         _log_ticks(ax.yaxis, StrMethodFormatter("{x:g}"))
+    return _finish(ax, x)
+
+
+def plot_asked(rounds: pd.DataFrame, column: str, *, x: str = "agent_steps", ax: Axes | None = None) -> Axes:
+    """What each run asked about, a line per function as in `plot_metric`; dotted, the same of all states in the pools.
+
+    `rounds`: as `aamlib.evidence.per_round`. `column`: asked_indifferent, asked_costly, asked_q_gap, or auroc, of
+    which one half is chance.
+    """
+    ax = plot_metric(rounds.dropna(subset=[column]), column, x=x, ax=ax)
+    if column == "auroc":
+        ax.axhline(0.5, color="0.3", linestyle=":", linewidth=1, label="chance")
+        ax.set_ylim(0, 1)
+    else:
+        pool = rounds.groupby(x)[column.replace("asked", "pool")].mean().dropna()
+        ax.plot(pool.index, pool, color="0.3", linestyle=":", linewidth=1, label="all states in the pool")
+        ax.set_ylim(0, None)
     return _finish(ax, x)
 
 

@@ -12,7 +12,7 @@
 | progress.json               | where the run stands, rewritten each round                                       |
 | run.lock                    | held while a process works on the run                                            |
 
-Notebook 02, a batch and TensorBoard add:
+Notebook 02, a batch, TensorBoard and publishing add:
 
 | file                        | holds                                                                            |
 | --------------------------- | -------------------------------------------------------------------------------- |
@@ -21,6 +21,7 @@ Notebook 02, a batch and TensorBoard add:
 | cell.json                   | how the cell's last attempt ended, and with which settings                       |
 | notebook.lock               | held while a worker of a batch executes the notebook                             |
 | events.out.tfevents.*       | metrics.csv for TensorBoard, by `aamlib.tensorboard`                             |
+| choices.csv                 | what each function would have asked about, by `aamlib.publish`                   |
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ _COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")  # known in
 _IDENTITY: dict[str, Any] = {"game": str, "acquisition": str, "query_fraction": int | float, "seed": int}
 
 
+ENDED = ("finished", "label budget used")  # states of a run that has nothing left to do
 MAY_RAISE = ("total_steps", "label_budget")  # settings with which a run goes on when they are higher than before
 
 
@@ -144,8 +146,12 @@ class Run:
 
     @property
     def status(self) -> str:
-        """One of running, finished, label budget used, interrupted."""
-        return json.loads((self.dir / "progress.json").read_text())["status"]
+        """One of running, finished, label budget used, interrupted. Raises RunFolderError if it cannot be read."""
+        path = self.dir / "progress.json"
+        try:
+            return json.loads(path.read_text())["status"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{path} cannot be read ({error!r}); go on with the run, which writes it.") from error
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -220,10 +226,13 @@ def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     for name, run_dir in find_runs([Path(root) for root in roots]).items():
         settings = read_config(run_dir)
-        if absent := [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]:
+        unusable = [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]
+        taken = {*METRICS, *EVALUATIONS, "run"}  # columns beside which the settings stand
+        unusable += [key for key, value in settings.items() if key in taken or str(value) == "nan"]
+        if unusable:
             raise RunFolderError(
                 f"{run_dir} was written by another version of aamlib, or is no experiment: config.json has no usable "
-                f"{', '.join(absent)}. Read it with the version that wrote it, or leave it out."
+                f"{', '.join(unusable)}. Read it with the version that wrote it, or leave it out."
             )
         starts = read_starts(run_dir)
         settings["expert_sha256"] = starts[0].get("expert_sha256") if starts else None

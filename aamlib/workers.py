@@ -28,12 +28,12 @@ from papermill.exceptions import PapermillExecutionError
 from aamlib.config import ConfigError
 from aamlib.files import RunFolderError, lock_run, write_json
 from aamlib.grids import Cell
+from aamlib.runs import ENDED
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LOCK_SECONDS = 30.0  # a killed worker's kernel notices within three seconds, and lets go of the run folder
 CONNECT_SECONDS = 10.0  # how long a scheduler may take to answer
 RECONNECT_SECONDS = 600.0  # how long a scheduler may be away
-_ENDED = ("finished", "label budget used")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _execute(cell: Cell, threads: int) -> Outcome:
     except DeadKernelError:  # papermill's notebook does not tell: each of its cells is marked as completed
         return Outcome("lost", "its kernel died")
     status = read_progress(cell.run_dir).get("status")
-    return Outcome("done") if status in _ENDED else Outcome("lost", f"its run ended as {status!r}")
+    return Outcome("done") if status in ENDED else Outcome("lost", f"its run ended as {status!r}")
 
 
 def kill_kernels(out: str) -> int:

@@ -4,7 +4,7 @@ import pandas as pd
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
-from synthetic import REFERENCES, write_run, write_runs
+from synthetic import REFERENCES, choices_of, write_run, write_runs
 from test_notebooks import NOTEBOOKS, execute
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -16,17 +16,22 @@ def test_many_seeds_of_several_games(tmp_path):
     runs, figures = tmp_path / "runs", tmp_path / "figures"
     write_runs(runs, games=("pong", "breakout"), acquisitions=("bald", "random"), rounds=12, seeds=5)
     write_run(runs / "whole", query_fraction=1.0, rounds=12)
+    published = runs / "pong-bald-0.1-0"
+    choices_of(published.name, asked=0.2, pool=0.6, auroc=0.7).to_csv(published / "choices.csv", index=False)
     text = execute("04_compare_runs", tmp_path, runs=str(runs), references=REFERENCES, figures=str(figures))
     assert "runs compared: 21" in text
     shares = {"Breakout_MC_10", "pong_MC_10", "pong_MC_100"}
     names = {f"{share}_{kind}.png" for share in shares for kind in PER_SHARE}
     names |= {f"{game}_{kind}.png" for game in ("breakout", "pong") for kind in PER_GAME}
-    names |= {"all_games_areas.png", "pong_shares.png", "comparison.md", "comparison.csv"}
+    names |= {"pong_MC_10_asked.png", "all_games_areas.png", "pong_shares.png", "comparison.md", "comparison.csv"}
     assert {path.name for path in figures.iterdir()} == names
     table = pd.read_csv(figures / "comparison.csv")
     assert table["seeds"].tolist() == [5, 5, 5, 5, 1]
     assert table["area_labels_used_low"].notna().tolist() == [True] * 4 + [False]
-    assert "all games" in (figures / "comparison.md").read_text()
+    text = (figures / "comparison.md").read_text()
+    assert "all games" in text
+    assert "## What each function would ask about" in text
+    assert "20.0%" in text
 
 
 @pytest.mark.slow

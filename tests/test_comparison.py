@@ -64,6 +64,8 @@ def cut(text, characters):
         ("config.json", lambda text: "[1]", "holds no settings but"),
         ("config.json", lambda text: text.replace("acquisition", "method"), "another version.*no usable acquisition"),
         ("config.json", lambda text: text.replace('"seed": 0', '"seed": "0"'), "no usable seed"),
+        ("config.json", lambda text: text.replace('"query_fraction": 0.1', '"query_fraction": NaN'), "no usable query"),
+        ("config.json", lambda text: text.replace('"seed": 0', '"seed": 0, "run": "mine"'), "no usable run"),
         ("environment.json", lambda text: "[{", "environment.json cannot be read"),
         ("environment.json", lambda text: "[7]", r"environment.json cannot be read \(no list of starts but '\[7\]'\)"),
     ],

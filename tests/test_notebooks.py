@@ -137,5 +137,5 @@ def test_benchmark(tmp_path):
     assert (table["rate"] > 0).all()
     growth = pd.read_csv(tmp_path / "results" / "growth.csv")
     assert set(growth["varied"]) == {"states in the pool", "dropout samples T", "threads"}
-    for name in ("benchmark.png", "phases.png", "growth.png"):
+    for name in ("benchmark.png", "phases.png", "growth.png", "memory.png"):
         assert (tmp_path / "figures" / name).stat().st_size > 10_000

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aamlib
-from aamlib import sample, selections
+from aamlib import selections
 
 
 @pytest.fixture
@@ -110,14 +110,3 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert set(selections.recorded_runs([tmp_path])) == {"other", str(tmp_path / "a/run"), str(tmp_path / "b/run")}
     assert set(selections.recorded_runs(str(tmp_path / "a"))) == {"run"}, "papermill gives one folder as a string"
     assert {"pong-bald", "pong-entropy"} <= set(selections.recorded_runs())
-
-
-def test_the_sample_is_what_the_notebooks_need_of_a_run(finished, tmp_path):
-    kept = sample.copy_sample(finished, tmp_path / "sample", rounds=2)
-    assert selections.rounds_of(kept) == [1, 4]
-    assert [path.name for path in (kept.dir / "checkpoints").iterdir()] == ["000004.safetensors"]
-    pd.testing.assert_frame_equal(kept.metrics, finished.metrics)
-    assert aamlib.load_student(kept.dir).n_actions == 6
-    states = selections.all_rounds(kept)
-    assert set(states["round"]) == {1, 4}
-    assert states["costly"].notna().all(), "the student's action is recorded for every state"

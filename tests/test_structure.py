@@ -23,6 +23,8 @@ ORDER = [
     "plots",
     "selections",
     "figures",
+    "evidence",
+    "publish",
     "atari",
     "experts",
     "cards",
@@ -71,6 +73,6 @@ def test_modules_stay_thin(module):
     assert len(source(module).splitlines()) <= 340
 
 
-@pytest.mark.parametrize("module", ["stats", "comparison", "plots", "selections", "figures"])
+@pytest.mark.parametrize("module", ["stats", "comparison", "plots", "selections", "figures", "evidence", "publish"])
 def test_figures_and_tables_know_no_torch(module):
     assert "import torch" not in source(module)

@@ -13,7 +13,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 import aamlib
-from aamlib.sample import copy_sample
+from aamlib.publish import publish
 from aamlib.selections import recorded_runs
 from aamlib.widgets import base
 from aamlib.widgets.base import PolicyPlot
@@ -198,7 +198,7 @@ def test_the_studys_gifs_come_from_the_runs_that_there_are(runs, tmp_path):
     changes = {"one": {"seed": 1}, "zero": {"seed": 0}, "other": {"seed": 0, "query_fraction": 0.05}}
     found = {}
     for name, settings in changes.items():
-        run = copy_sample(runs["pong-bald"], tmp_path / name, rounds=1, student=False)
+        run = publish(runs["pong-bald"], tmp_path / name, selections=1)
         (run.dir / "config.json").write_text(json.dumps({**run.config, "query_fraction": 0.6, **settings}))
         found[name] = run
     told = write_study_gifs(found, tmp_path / "plots")

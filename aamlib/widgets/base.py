@@ -77,6 +77,7 @@ class Picture(anywidget.AnyWidget):
     png = traitlets.Bytes().tag(sync=True)
     mark = traitlets.List(traitlets.Float(), [0.0, 0.0, 0.0, 0.0]).tag(sync=True)  # x, y, width, height
     clicked = traitlets.List(traitlets.Float(), []).tag(sync=True)  # x, y
+    _css = ".aam-gaps .widget-readout { min-width: 88px }"  # else two numbers are cut off: there is no trait for it
     _esm = """
     export default {
       render({ model, el }) {

@@ -1,0 +1,133 @@
+"""Why a function wins or fails, over many runs: what was asked about, whether the uncertainty was right, what is known.
+
+Beside the scores of `comparison`, these tables hold the study's explanation to the test: tables in, tables out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from aamlib.comparison import TREATMENT
+from aamlib.files import RunFolderError
+from aamlib.runs import Run, find_runs
+from aamlib.selections import all_rounds, choices, was_right
+
+CHOICES = "choices.csv"  # in the folder of a published run, whose selections are too large to publish
+ASKED = ("indifferent", "costly", "q_gap")
+LAST = 10  # rounds over which what a student knows at the end is averaged
+
+# What `per_round` adds to the metrics, with units.
+COLUMNS = {
+    "asked_indifferent": "share of the states asked about that the expert is indifferent about",
+    "asked_costly": "share of them on which the student's greedy action is a costly mistake",
+    "asked_q_gap": "their mean Q-gap",
+    "pool_indifferent": "the same share of all states in the pool",
+    "pool_costly": "the same share of all states in the pool",
+    "pool_q_gap": "mean Q-gap of all states in the pool",
+    "auroc": "of the run's own function against costly mistakes, on the pool",
+}
+
+
+def tabulate(run: Run) -> pd.DataFrame:
+    """What each function would have asked about in each recorded round of a run, and how right its scores were.
+
+    Columns as `selections.choices`, with a further score "asked" (what the run itself did ask about), and auroc as
+    `selections.was_right`. Raises RunFolderError if the run has recorded no selection.
+    """
+    states = all_rounds(run)
+    would_be = choices(states, run.config["query_fraction"])
+    queried = states[states["kind"] == "queried"]
+    asked = queried.groupby("round")[[name for name in would_be if name not in ("round", "score")]].mean()
+    table = pd.concat([would_be, asked.astype(float).reset_index().assign(score="asked")])
+    table = table.merge(was_right(states)[["round", "score", "auroc"]], how="left", on=["round", "score"])
+    return table.sort_values(["round", "score"], ignore_index=True)
+
+
+def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
+    """As `tabulate`, of every run folder that `load_runs` finds: one row per run, round and score.
+
+    A published run has the table as choices.csv; of others it is made from their selections, in seconds each. Runs
+    with neither are left out. Raises RunFolderError if there is no run folder, or a table cannot be read.
+    """
+    tables = [pd.DataFrame(columns=["run", "round", "score", *ASKED, "auroc"])]
+    for name, folder in find_runs([Path(root), *map(Path, more)]).items():
+        if (path := folder / CHOICES).exists():
+            try:
+                tables.append(pd.read_csv(path).assign(run=name))
+            except ValueError as error:
+                raise RunFolderError(f"{path} cannot be read ({error}); publish the run again.") from error
+        elif any(folder.glob("selections/*.parquet")):
+            tables.append(tabulate(Run(folder)).assign(run=name))
+    return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def per_round(metrics: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
+    """The metrics (of `load_runs`) with `COLUMNS` added from `load_choices`; NaN where nothing was recorded."""
+    keys = ["run", "round"]
+    table = metrics
+    for kind in ("asked", "pool"):
+        names = {name: f"{kind}_{name}" for name in ASKED}
+        rows = choices.loc[choices["score"] == kind, [*keys, *ASKED]].rename(columns=names)
+        table = table.merge(rows, how="left", on=keys)
+    own = choices[[*keys, "score", "auroc"]].rename(columns={"score": "acquisition"})
+    return table.merge(own, how="left", on=[*keys, "acquisition"])
+
+
+def summary(rounds: pd.DataFrame) -> pd.DataFrame:
+    """One row per game, share and function, from `per_round`: means over a run's rounds, then over the seeds.
+
+    Columns seeds, asked_..., pool_... and auroc as `COLUMNS`; probe_... as `METRICS`, of the last `LAST` rounds alone.
+    """
+    asked = [name for name in COLUMNS if not name.endswith("q_gap")]
+    probes = [f"probe_{states}_{name}" for states in ("expert", "random") for name in ("kl", "regret")]
+    after, keys = rounds[rounds["round"] > 0], [*TREATMENT, "run"]
+    at_the_end = after.groupby("run").tail(LAST)
+    per_run = after.groupby(keys)[asked].mean().join(at_the_end.groupby(keys)[probes].mean())
+    by = per_run.groupby(level=TREATMENT)
+    return by.mean().assign(seeds=by.size())[["seeds", *asked, *probes]].reset_index()
+
+
+def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
+    """One row per game, share and function: what it would have asked about in the pools of *all* runs of that share.
+
+    Every function judges the same states by the same students, so nothing but the ranking differs; "pool" is all of
+    them. Columns runs, indifferent, costly, q_gap and auroc: means over the rounds of a run, then over the runs.
+    """
+    settings = rounds[["run", "game", "query_fraction"]].drop_duplicates()
+    per_run = choices[choices["score"] != "asked"].merge(settings, on="run")
+    keys = ["game", "query_fraction", "score"]
+    means = per_run.groupby([*keys, "run"])[[*ASKED, "auroc"]].mean().groupby(level=keys)
+    table = means.mean().assign(runs=means.size())[["runs", *ASKED, "auroc"]]
+    return table.reset_index().rename(columns={"score": "acquisition"})
+
+
+def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
+    """The study's scores beside ours at the same agent steps: its table with score_ours and seeds_ours added.
+
+    `study`: columns game, query_fraction, acquisition, agent_steps and score. Ours is the mean over the seeds of the
+    smoothed score at the nearest evaluation, of runs that went so far; NaN where there is none.
+    """
+    ours = curves.assign(end=curves.groupby("run")["agent_steps"].transform("max")).dropna(subset="smoothed")
+    points = study.reset_index(drop=True).rename_axis("point").reset_index()
+    pairs = points.merge(ours, on=TREATMENT, suffixes=("", "_ours"))
+    pairs = pairs[pairs["end"] >= pairs["agent_steps"]]
+    pairs["distance"] = (pairs["agent_steps_ours"] - pairs["agent_steps"]).abs()
+    nearest = pairs.sort_values("distance").groupby(["point", "run"]).head(1).groupby("point")["smoothed"]
+    table = points.drop(columns="point").assign(score_ours=nearest.mean(), seeds_ours=nearest.size())
+    table["seeds_ours"] = table["seeds_ours"].fillna(0).astype(int)
+    return table
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A table of this module for people: shares in percent, and a dash where nothing is known."""
+    formats = {"query_fraction": "{:.0%}", "agent_steps": "{:,}", "score": "{:.1f}", "score_ours": "{:.1f}"}
+    formats |= {name: "{:.1%}" for name in table.columns.astype(str) if name.endswith(("indifferent", "costly"))}
+    text = pd.DataFrame(index=table.index)
+    for name in table.columns.astype(str):
+        style = formats.get(name, "{:.3f}" if table[name].dtype.kind == "f" else "{}")
+        known = table[name].notna()
+        text[name.replace("_", " ")] = table[name].map(style.format).where(known, "–")
+    text = text.rename(columns={"query fraction": "share", "acquisition": "function"})
+    return text.to_markdown(index=False, disable_numparse=True)

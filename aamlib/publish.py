@@ -1,0 +1,77 @@
+"""Publishing: a run folder of hundreds of megabytes becomes the few small tables that figures are drawn from.
+
+python -m aamlib.publish data/runs/study-pong             # every run that has ended, to data/results/study-pong
+python -m aamlib.publish data/runs/mine --selections 2    # with the frames of two rounds, for GIFs and for looking
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from aamlib.evidence import CHOICES, tabulate
+from aamlib.files import DATA_DIR, RunFolderError, write_csv
+from aamlib.runs import ENDED, Run, find_runs
+from aamlib.selections import rounds_of
+
+_TABLES = ("config.json", "environment.json", "metrics.csv", "evaluations.csv", "progress.json")
+
+
+def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool = False) -> Run:
+    """Copy a run's tables into a folder, which is replaced as a whole if it is there.
+
+    With them goes choices.csv (`aamlib.evidence.tabulate`); the recorded selections of some rounds, spread evenly from
+    the first to the last; and the student, for those who want to watch it. Raises RunFolderError if the run has
+    recorded no selection, or the folder holds something other than a run.
+    """
+    target, numbers = Path(target).absolute(), rounds_of(run)
+    if target.exists() and not (target / "metrics.csv").exists():
+        raise RunFolderError(f"{target} is there and holds no run; choose another folder.")
+    spread = np.linspace(len(numbers) - 1, 0, min(selections, len(numbers))).round().astype(int)  # of one, the last
+    names = [*_TABLES, *(f"selections/{numbers[i]:06d}.parquet" for i in spread)]
+    if student:
+        names.append(f"checkpoints/{run.metrics['round'].iloc[-1]:06d}.safetensors")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        copy = Path(folder) / "run"
+        for name in names:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run.dir / name, copy / name)
+        write_csv(copy / CHOICES, tabulate(run).round(5))
+        if target.exists():
+            target.rename(Path(folder) / "before")
+        copy.rename(target)
+    return Run(target)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns 0, or 2 for a call that cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m aamlib.publish", description="Publish the runs that have ended.")
+    parser.add_argument("runs", type=Path, help="folder of run folders, or a run folder")
+    parser.add_argument(
+        "--out", type=Path, help="folder to publish in; data/results/ and the name of the first if left out"
+    )
+    parser.add_argument("--selections", type=int, default=0, metavar="N", help="rounds whose frames go with each run")
+    options = parser.parse_args(arguments)
+    out = options.out or DATA_DIR / "results" / options.runs.absolute().name
+    try:
+        for name, folder in find_runs([options.runs]).items():
+            run = Run(folder)
+            if run.status not in ENDED:
+                print(f"{name}: {run.status}, left out")
+                continue
+            publish(run, out if folder == options.runs else out / name, selections=options.selections)
+            print(f"{name}: {out / name}")
+    except RunFolderError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

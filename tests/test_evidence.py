@@ -1,0 +1,100 @@
+"""What speaks for the study's explanation: on tables whose answers can be counted by hand, and on the sample runs."""
+
+import pandas as pd
+import pytest
+from synthetic import REFERENCES, choices_of, write_run, write_runs
+
+import aamlib
+from aamlib import comparison, evidence, selections
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs of 12 rounds, one per function, seed 0."""
+    return write_runs(tmp_path / "runs", acquisitions=("bald", "entropy"), rounds=12)
+
+
+@pytest.fixture
+def metrics(runs):
+    return aamlib.load_runs(runs)
+
+
+def test_each_round_says_what_was_asked_about_beside_the_pool(metrics):
+    choices = choices_of("pong-bald-0.1-0", asked=0.2, pool=0.6, auroc=0.7)
+    rounds = evidence.per_round(metrics, choices)
+    assert len(rounds) == len(metrics)
+    row = rounds.query("run == 'pong-bald-0.1-0' and round == 2").iloc[0]
+    assert (row["asked_indifferent"], row["pool_indifferent"], row["auroc"]) == (0.2, 0.6, 0.7)
+    assert (row["asked_costly"], row["pool_q_gap"]) == (0.1, 0.4)
+    elsewhere = rounds.query("run != 'pong-bald-0.1-0' or round > 2")
+    assert elsewhere[list(evidence.COLUMNS)].isna().all(axis=None), "nothing was recorded there"
+
+
+def test_the_summary_is_a_mean_over_rounds_and_then_over_seeds(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed{seed}", rounds=12, seed=seed)
+    metrics = aamlib.load_runs(tmp_path)
+    choices = pd.concat([choices_of("seed0", 0.2, 0.6, 0.7), choices_of("seed1", 0.4, 0.8, 0.5).query("round == 1")])
+    rounds = evidence.per_round(metrics, choices)
+    (row,) = evidence.summary(rounds).to_dict("records")
+    assert row["seeds"] == 2
+    assert row["asked_indifferent"] == pytest.approx(0.3), "of seeds, not of rounds"
+    assert row["auroc"] == pytest.approx(0.6)
+    last = metrics[metrics["round"] > 12 - evidence.LAST].groupby("run")["probe_expert_kl"].mean()
+    assert row["probe_expert_kl"] == pytest.approx(last.mean())
+
+
+def test_functions_are_compared_on_the_pools_of_all_runs(metrics):
+    choices = pd.concat([choices_of("pong-bald-0.1-0", 0.2, 0.6, 0.7), choices_of("pong-entropy-0.1-0", 0.4, 0.8, 0.5)])
+    table = evidence.same_pool(metrics, choices).set_index("score")
+    assert set(table.index) == {"bald", "entropy", "pool"}
+    assert table.loc["bald", ["runs", "indifferent", "auroc"]].tolist() == pytest.approx([2, 0.3, 0.6])
+    assert table.loc["entropy", "indifferent"] == pytest.approx(0.7)
+
+
+def test_a_run_is_tabulated_from_its_selections():
+    run = selections.recorded_runs(aamlib.DATA_DIR / "sample")["pong-entropy"]
+    table = evidence.tabulate(run).set_index(["round", "score"])
+    number = selections.rounds_of(run)[-1]
+    states = selections.describe(run.selection(number), run.config["temperature"])
+    queried, sample = (states[states["kind"] == kind] for kind in ("queried", "random"))
+    assert table.loc[(number, "asked"), "indifferent"] == pytest.approx(queried["indifferent"].mean())
+    assert table.loc[(number, "pool"), "indifferent"] == pytest.approx(sample["indifferent"].mean())
+    costly = sample["costly"].to_numpy(bool)
+    assert table.loc[(number, "bald"), "auroc"] == pytest.approx(
+        selections.auroc(costly, sample["score_bald"].to_numpy())
+    )
+
+
+def test_runs_without_selections_have_no_choices_and_a_damaged_table_is_named(runs, metrics):
+    choices = evidence.load_choices(runs)
+    assert choices.empty
+    assert evidence.per_round(metrics, choices)["asked_indifferent"].isna().all()
+    (runs / "pong-bald-0.1-0" / evidence.CHOICES).write_bytes(b"")
+    with pytest.raises(aamlib.RunFolderError, match=r"choices\.csv cannot be read .* publish the run again"):
+        evidence.load_choices(runs)
+
+
+def test_the_studys_scores_stand_beside_ours_at_the_same_steps(runs, metrics):
+    curves = comparison.learning_curves(metrics, aamlib.load_evaluations(runs), REFERENCES)
+    study = pd.DataFrame(
+        {
+            "game": "pong",
+            "query_fraction": [0.1, 0.1, 0.1, 0.4],
+            "acquisition": ["bald", "entropy", "bald", "bald"],
+            "agent_steps": [131_000, 170_000, 9_000_000, 100_000],
+            "score": [17.0, -14.0, 18.0, 18.0],
+        }
+    )
+    table = evidence.beside_study(curves, study)
+    pd.testing.assert_frame_equal(table[list(study)], study)
+    bald = curves.query("acquisition == 'bald' and agent_steps == 130_000")["smoothed"]
+    assert table["score_ours"][0] == pytest.approx(bald.item())
+    assert table["seeds_ours"].tolist() == [1, 1, 0, 0], "no run went that far, or has that share"
+    assert table["score_ours"].isna().tolist() == [False, False, True, True]
+
+
+def test_the_studys_table_is_readable():
+    study = pd.read_csv(aamlib.DATA_DIR / "study2020.csv")
+    assert set(study["acquisition"]) <= set(aamlib.ACQUISITIONS)
+    assert study[["game", "query_fraction", "acquisition", "agent_steps", "score"]].notna().all(axis=None)

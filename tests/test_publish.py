@@ -1,0 +1,70 @@
+"""Published runs: what is copied, what is left out, and that nothing is lost on the way."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from synthetic import write_run
+
+import aamlib
+from aamlib import evidence, publish, selections
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """A bundled run with selections of six rounds and its student."""
+    return selections.recorded_runs(aamlib.DATA_DIR / "sample")["pong-bald"]
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+TABLES = ["choices.csv", "config.json", "environment.json", "evaluations.csv", "metrics.csv", "progress.json"]
+
+
+def test_a_published_run_is_its_tables(sample, tmp_path):
+    kept = publish.publish(sample, tmp_path / "results" / "run")
+    assert names(kept.dir) == TABLES
+    pd.testing.assert_frame_equal(kept.metrics, sample.metrics)
+    shown, made = evidence.load_choices(kept.dir), evidence.tabulate(sample)
+    pd.testing.assert_frame_equal(shown.drop(columns="run"), made.round(5), check_dtype=False)
+
+
+def test_frames_and_the_student_go_along_on_demand(sample, tmp_path):
+    rounds = selections.rounds_of(sample)
+    kept = publish.publish(sample, tmp_path / "run", selections=2, student=True)
+    assert selections.rounds_of(kept) == [rounds[0], rounds[-1]]
+    assert aamlib.load_student(kept.dir).n_actions == 6
+    again = publish.publish(sample, tmp_path / "run", selections=1)
+    assert selections.rounds_of(again) == [rounds[-1]], "the folder is replaced as a whole"
+    assert names(tmp_path) == [f"run/{name}" for name in sorted([*TABLES, f"selections/{rounds[-1]:06d}.parquet"])]
+
+
+def test_the_command_publishes_what_has_ended(sample, tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for name, status in {"ended": "finished", "begun": "running", "spent": "label budget used"}.items():
+        shutil.copytree(sample.dir, runs / name)
+        (runs / name / "progress.json").write_text(json.dumps({"status": status}))
+    assert publish.main([str(runs), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["ended", "spent"]
+    assert "begun: running, left out" in capsys.readouterr().out
+    assert set(aamlib.load_runs(out)["run"]) == {"ended", "spent"}
+
+
+def test_refusals_are_sentences_and_nothing_is_lost(sample, tmp_path, capsys):
+    precious = tmp_path / "precious" / "thesis.tex"
+    precious.parent.mkdir()
+    precious.write_text("the only copy")
+    with pytest.raises(aamlib.RunFolderError, match="holds no run; choose another folder"):
+        publish.publish(sample, precious.parent)
+    assert precious.read_text() == "the only copy"
+    assert publish.main([str(tmp_path / "nothing")]) == 2
+    assert "no folder" in capsys.readouterr().err
+    without = write_run(tmp_path / "without", rounds=2)
+    assert publish.main([str(without), "--out", str(tmp_path / "out")]) == 2
+    assert "progress.json cannot be read" in capsys.readouterr().err
+    with pytest.raises(aamlib.RunFolderError, match="holds no recorded selection"):
+        publish.publish(aamlib.Run(without), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
