@@ -46,7 +46,7 @@ def test_the_summary_is_a_mean_over_rounds_and_then_over_seeds(tmp_path):
 
 def test_functions_are_compared_on_the_pools_of_all_runs(metrics):
     choices = pd.concat([choices_of("pong-bald-0.1-0", 0.2, 0.6, 0.7), choices_of("pong-entropy-0.1-0", 0.4, 0.8, 0.5)])
-    table = evidence.same_pool(metrics, choices).set_index("score")
+    table = evidence.same_pool(metrics, choices).set_index("acquisition")
     assert set(table.index) == {"bald", "entropy", "pool"}
     assert table.loc["bald", ["runs", "indifferent", "auroc"]].tolist() == pytest.approx([2, 0.3, 0.6])
     assert table.loc["entropy", "indifferent"] == pytest.approx(0.7)
