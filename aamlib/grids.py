@@ -204,9 +204,10 @@ def measured_costs(root: str | Path) -> dict[str, dict[str, float]]:
     rounds = table[table["round"] > 0]
     games = rounds.loc[rounds["score"].notna(), "evaluation_episodes"].sum()
     queries = table.groupby("run")["labels_used"].max().sum()
+    scored = rounds[(rounds["acquisition"] != "random") & (rounds["query_fraction"] < 1)]
     seconds = {
         "agent_step": (rounds["seconds_act"].sum(), rounds["round_steps"].sum()),
-        "pool_state": (rounds["seconds_score"].sum(), rounds["pool_states"].sum()),
+        "pool_state": (scored["seconds_score"].sum(), scored["pool_states"].sum()),
         "query": (rounds[["seconds_label", "seconds_train"]].sum().sum(), queries),
         "round": (rounds[["seconds_diagnose", "seconds_save"]].sum().sum(), len(rounds)),
         "game": (rounds["seconds_evaluate"].sum(), games),
@@ -249,9 +250,10 @@ def _estimate(cell: Cell, seconds: Mapping[str, float], n_bytes: Mapping[str, fl
         steps, pool, queries = (array[left > 0] for array in (steps, pool, np.minimum(queries, left)))
     due = steps % config.evaluate_every < config.round_steps
     due[-1:] |= steps[-1:] >= config.total_steps
+    scored = pool.sum() if config.acquisition != "random" and config.query_fraction < 1 else 0
     work = {
         "agent_step": config.warmup_steps + config.round_steps * len(steps),
-        "pool_state": pool.sum() * config.n_samples / 10,
+        "pool_state": scored * config.n_samples / 10,
         "query": queries.sum(),
         "round": len(steps),
         "game": due.sum() * config.evaluation_episodes,

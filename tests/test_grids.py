@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import aamlib
+from aamlib import grids
 from aamlib.grids import describe_total, estimate, measured_costs, plan
 
 GRIDS = sorted((Path(__file__).parents[1] / "notebooks" / "grids").glob("*.toml"))
@@ -123,6 +124,13 @@ def test_work_is_counted_as_the_loop_does_it(tmp_path):
     (cell,) = cells
     budgeted = dataclasses.replace(cell, config=dataclasses.replace(cell.config, label_budget=20))
     assert estimate([budgeted])[["rounds", "labels"]].iloc[0].tolist() == [1, 20]
+
+
+def test_neither_chance_nor_the_whole_pool_costs_scoring(tmp_path, monkeypatch):
+    monkeypatch.setattr(grids, "SECONDS", dict.fromkeys(grids.SECONDS, 0.0) | {"pool_state": 3600.0})
+    small = {"total_steps": 480, "warmup_steps": 160, "round_steps": 160, "pool_size": 320}
+    values = {"acquisition": ["bald", "random"], "query_fraction": [0.1, 1.0]}
+    assert estimate(plan({"constants": small, "values": values}, tmp_path))["hours"].tolist() == [640, 0, 0, 0]
 
 
 @pytest.mark.slow
