@@ -123,6 +123,11 @@ def test_another_game_is_played_with_the_present_settings(view):
     assert not np.array_equal(view.recording.frames, frames)
 
 
+@pytest.mark.parametrize(("game", "student"), [("pong", "pong-bald"), ("breakout", "")])
+def test_unless_one_is_named_the_first_student_of_the_game_watches(runs, game, student):
+    assert ExpertView(game, None, None, runs, steps=5).student == student
+
+
 def test_what_cannot_be_shown_is_said_in_one_sentence(runs, pong_expert):
     with pytest.raises(aamlib.ConfigError, match="unknown student 'pong-bld'; did you mean 'pong-bald'"):
         ExpertView("pong", pong_expert, "pong-bld", runs, steps=5)

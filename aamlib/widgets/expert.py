@@ -34,7 +34,7 @@ class ExpertView(View):
     game, expert:
         A game of ale-py and its expert, bundled or a weights' file; None: the bundled one of the game.
     student:
-        Name in `students`, or "" for none.
+        Name in `students`, or "" for none; None: the first who plays the game, if there is one.
     students:
         Runs to choose from, by name; those without a student or of other games are left out.
     seed, epsilon, steps:
@@ -60,12 +60,14 @@ class ExpertView(View):
         self,
         game: str = "pong",
         expert: str | Path | None = None,
-        student: str = "",
+        student: str | None = "",
         students: dict[str, Run] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(game=game, expert=str(expert or game), **settings)
         self.students = {name: run for name, run in (students or {}).items() if _has_student(run)}
+        if student is None:
+            student = next((name for name, run in self.students.items() if run.config["game"] == game), "")
         self.student = one_of("student", student, ["", *self.students])
         self.play()
 
