@@ -51,7 +51,7 @@ def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
     A published run has the table as choices.csv; of others it is made from their selections, in seconds each. Runs
     with neither are left out. Raises RunFolderError if there is no run folder, or a table cannot be read.
     """
-    tables = [pd.DataFrame(columns=["run", "round", "score", *ASKED, "auroc"])]
+    tables = []
     for name, folder in find_runs([Path(root), *map(Path, more)]).items():
         if (path := folder / CHOICES).exists():
             try:
@@ -60,7 +60,8 @@ def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
                 raise RunFolderError(f"{path} cannot be read ({error}); publish the run again.") from error
         elif any(folder.glob("selections/*.parquet")):
             tables.append(tabulate(Run(folder)).assign(run=name))
-    return pd.concat(tables[1:] or tables, ignore_index=True)
+    nothing = pd.DataFrame(columns=["run", "round", "score", *ASKED, "auroc"])
+    return pd.concat(tables, ignore_index=True) if tables else nothing
 
 
 def per_round(metrics: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
