@@ -16,6 +16,7 @@ from aamlib.selections import all_rounds, choices, was_right
 
 CHOICES = "choices.csv"  # in the folder of a published run, whose selections are too large to publish
 ASKED = ("indifferent", "costly", "q_gap")
+_NEEDED = ["run", "round", "score", *ASKED, "auroc"]
 LAST = 10  # rounds over which what a student knows at the end is averaged
 
 # What `per_round` adds to the metrics, with units.
@@ -55,13 +56,15 @@ def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
     for name, folder in find_runs([Path(root), *map(Path, more)]).items():
         if (path := folder / CHOICES).exists():
             try:
-                tables.append(pd.read_csv(path).assign(run=name))
+                table = pd.read_csv(path).assign(run=name)
+                if missing := [column for column in _NEEDED if column not in table]:
+                    raise ValueError(f"it lacks {', '.join(missing)}")
             except ValueError as error:
                 raise RunFolderError(f"{path} cannot be read ({error}); publish the run again.") from error
+            tables.append(table)
         elif any(folder.glob("selections/*.parquet")):
             tables.append(tabulate(Run(folder)).assign(run=name))
-    nothing = pd.DataFrame(columns=["run", "round", "score", *ASKED, "auroc"])
-    return pd.concat(tables, ignore_index=True) if tables else nothing
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_NEEDED)
 
 
 def per_round(metrics: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:

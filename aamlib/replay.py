@@ -43,7 +43,8 @@ class FramePool:
         self.steps_kept = capacity // n_envs
         self.n_rows = self.steps_kept + STACK - 1  # the oldest state needs the three frames before it
         # One row per environment and ring position, and a last one that stays zero: what comes before a game's start.
-        self.frames = torch.zeros(n_envs * self.n_rows + 1, *FRAME_SHAPE, dtype=torch.uint8)
+        # NumPy's zeros take memory only as they are written to, torch's at once.
+        self.frames = torch.from_numpy(np.zeros((n_envs * self.n_rows + 1, *FRAME_SHAPE), np.uint8))
         self.zero_row = n_envs * self.n_rows
         self.age = torch.zeros(n_envs, self.n_rows, dtype=torch.uint8)  # steps since the game's start, up to 3
         self.labelled = torch.zeros(n_envs, self.n_rows, dtype=torch.bool)

@@ -70,9 +70,10 @@ def test_runs_without_selections_have_no_choices_and_a_damaged_table_is_named(ru
     choices = evidence.load_choices(runs)
     assert choices.empty
     assert evidence.per_round(metrics, choices)["asked_indifferent"].isna().all()
-    (runs / "pong-bald-0.1-0" / evidence.CHOICES).write_bytes(b"")
-    with pytest.raises(aamlib.RunFolderError, match=r"choices\.csv cannot be read .* publish the run again"):
-        evidence.load_choices(runs)
+    for damaged in (b"", b"round,score\n1,bald\n"):
+        (runs / "pong-bald-0.1-0" / evidence.CHOICES).write_bytes(damaged)
+        with pytest.raises(aamlib.RunFolderError, match=r"choices\.csv cannot be read .* publish the run again"):
+            evidence.load_choices(runs)
 
 
 def test_the_studys_scores_stand_beside_ours_at_the_same_steps(runs, metrics):
