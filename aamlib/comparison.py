@@ -260,12 +260,17 @@ def _iqm(values: pd.Series) -> float:
     return float(stats.iqm(values.to_numpy(float)))
 
 
+def percent(share: float) -> str:
+    """A share as text, such as "10 %"."""
+    return f"{share * 100:.3g} %"
+
+
 def to_markdown(summary: pd.DataFrame) -> str:
     """The `summary` as a table for people: intervals in brackets, labels in thousands."""
     rows = []
     for row in summary.to_dict("records"):
         values: dict[str, Any] = {str(name): value for name, value in row.items()}
-        text = {"game": values["game"], "share": f"{values['query_fraction'] * 100:.3g} %"}
+        text = {"game": values["game"], "share": percent(values["query_fraction"])}
         text |= {"function": values["acquisition"], "seeds": values["seeds"]}
         text |= {"score": f"{values['score']:.1f}", "normalised": f"{values['normalised']:.2f}"}
         for x in AREA_OVER:

@@ -5,11 +5,13 @@ Beside the scores of `comparison`, these tables hold the study's explanation to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from aamlib.comparison import TREATMENT
+from aamlib.comparison import TREATMENT, percent
 from aamlib.files import RunFolderError
 from aamlib.runs import Run, find_runs
 from aamlib.selections import all_rounds, choices, was_right
@@ -97,13 +99,15 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
     """One row per game, share and function: what it would have asked about in the pools of *all* runs of that share.
 
     Every function judges the same states by the same students, so nothing but the ranking differs; "pool" is all of
-    them. Columns runs, indifferent, costly, q_gap and auroc: means over the rounds of a run, then over the runs.
+    them. Columns runs, indifferent, costly, q_gap and auroc: means over the rounds of a run, then over the runs; with
+    _low and _high, those of single runs, since each function shapes the student whose uncertainty is judged.
     """
     settings = rounds[["run", "game", "query_fraction"]].drop_duplicates()
     per_run = choices[choices["score"] != "asked"].merge(settings, on="run")
     keys = ["game", "query_fraction", "score"]
     means = per_run.groupby([*keys, "run"])[[*ASKED, "auroc"]].mean().groupby(level=keys)
     table = means.mean().assign(runs=means.size())[["runs", *ASKED, "auroc"]]
+    table = table.join([means.min().add_suffix("_low"), means.max().add_suffix("_high")])
     return table.reset_index().rename(columns={"score": "acquisition"})
 
 
@@ -111,11 +115,12 @@ def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """The study's scores beside ours at the same agent steps: its table with score_ours and seeds_ours added.
 
     `study`: columns game, query_fraction, acquisition, agent_steps and score. Ours is the mean over the seeds of the
-    smoothed score at the nearest evaluation, of runs that went so far; NaN where there is none.
+    smoothed score at the nearest evaluation, of runs that went so far; NaN where there is none. Of the whole pool all
+    functions are the same run, so any stands for any.
     """
     ours = curves.assign(end=curves.groupby("run")["agent_steps"].transform("max")).dropna(subset="smoothed")
     points = study.reset_index(drop=True).rename_axis("point").reset_index()
-    pairs = points.merge(ours, on=TREATMENT, suffixes=("", "_ours"))
+    pairs = _pairs(points, ours)
     pairs = pairs[pairs["end"] >= pairs["agent_steps"]]
     pairs["distance"] = (pairs["agent_steps_ours"] - pairs["agent_steps"]).abs()
     nearest = pairs.sort_values("distance").groupby(["point", "run"]).head(1).groupby("point")["smoothed"]
@@ -124,14 +129,55 @@ def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def losses_beside_study(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
+    """The study's losses beside ours: its table with first_ours, last_ours and seeds_ours added.
+
+    `study`: columns game, query_fraction, acquisition, first and last, in nats summed over a round's queries. Ours are
+    means over the first and the last `LAST` rounds with a full pool, then over the seeds; NaN where there is none.
+    """
+    losses = full_pool(metrics).groupby([*TREATMENT, "run"])["loss"]
+    ours = losses.agg(first_ours=lambda loss: loss.head(LAST).mean(), last_ours=lambda loss: loss.tail(LAST).mean())
+    points = study.reset_index(drop=True).rename_axis("point").reset_index()
+    runs = _pairs(points, ours.reset_index()).groupby("point")[["first_ours", "last_ours"]]
+    table = points.drop(columns="point").join(runs.mean()).assign(seeds_ours=runs.size())
+    table["seeds_ours"] = table["seeds_ours"].fillna(0).astype(int)
+    return table
+
+
+def full_pool(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The rounds that asked about a full pool, and so about equally many states."""
+    return metrics[(metrics["round"] > 0) & (metrics["pool_states"] == metrics["pool_size"])]
+
+
+def _pairs(points: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+    """Every point of the study with every row of ours of the same game, share and function."""
+    left, right = (
+        table.assign(function=table["acquisition"].where(table["query_fraction"] < 1, "any"))
+        for table in (points, ours)
+    )
+    return left.merge(right, on=["game", "query_fraction", "function"], suffixes=("", "_ours"))
+
+
 def to_markdown(table: pd.DataFrame) -> str:
-    """A table of this module for people: shares in percent, and a dash where nothing is known."""
-    formats = {"query_fraction": "{:.0%}", "agent_steps": "{:,}", "score": "{:.1f}", "score_ours": "{:.1f}"}
-    formats |= {name: "{:.1%}" for name in table.columns.astype(str) if name.endswith(("indifferent", "costly"))}
+    """A table of this module for people: shares in percent, ranges over the runs in brackets, a dash for NaN."""
     text = pd.DataFrame(index=table.index)
     for name in table.columns.astype(str):
-        style = formats.get(name, "{:.3f}" if table[name].dtype.kind == "f" else "{}")
-        known = table[name].notna()
-        text[name.replace("_", " ")] = table[name].map(style.format).where(known, "–")
-    text = text.rename(columns={"query fraction": "share", "acquisition": "function"})
-    return text.to_markdown(index=False, disable_numparse=True)
+        if name.endswith(("_low", "_high")):
+            continue
+        text[name] = table[name].map(_format(name, table[name]))
+        if f"{name}_low" in table and table["runs"].max() > 1:
+            low, high = (table[f"{name}_{end}"].map(_format(name, table[name])) for end in ("low", "high"))
+            text[name] += " (" + low + " to " + high + ")"
+        text[name] = text[name].where(table[name].notna(), "–")
+    text = text.rename(columns={"query_fraction": "share", "acquisition": "function"})
+    return text.rename(columns=lambda name: name.replace("_", " ")).to_markdown(index=False, disable_numparse=True)
+
+
+def _format(name: str, values: pd.Series) -> Callable[[Any], str]:
+    if name == "query_fraction" or name.endswith(("indifferent", "costly")):
+        return percent
+    if name.startswith("score"):
+        return "{:.1f}".format
+    if name == "agent_steps" or name.startswith(("first", "last")):
+        return "{:,.0f}".format
+    return ("{:.3f}" if values.dtype.kind == "f" else "{}").format

@@ -17,6 +17,7 @@ from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator, 
 from PIL import Image
 
 from aamlib import stats
+from aamlib.comparison import percent
 from aamlib.files import write_bytes
 
 LABELS = {
@@ -25,14 +26,14 @@ LABELS = {
     "unique_labels": "unique states labelled",
     "loss": "loss summed over the round's queries (nats)",
     "loss_per_label": "loss per label (nats)",
-    "smoothed": "unclipped score (mean of 3 evaluations)",
+    "smoothed": "unclipped score (dot: evaluation, line: mean of 3)",
     "normalised": "normalised score (0 random play, 1 expert)",
     **{f"probe_{probe}_kl": "KL(expert || student), nats" for probe in ("expert", "random")},
     **{f"probe_{probe}_agreement": "greedy agreement with the expert" for probe in ("expert", "random")},
     **{f"probe_{probe}_regret": "mean regret (Q-value)" for probe in ("expert", "random")},
     "asked_indifferent": "expert indifferent, share of the asked",
     "asked_costly": "costly mistakes, share of the asked",
-    "auroc": "AUROC against costly mistakes",
+    "auroc": "AUROC of its scores (mean of 10 rounds)",
 }
 NAMES = {"bald": "BALD", "variation_ratio": "variation ratio", "entropy": "entropy", "random": "random"}
 COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer than drawing with it
@@ -45,11 +46,6 @@ _OTHERS = [COLORBLIND[i] for i in (3, 9, 5, 6)]
 def name_of(acquisition: str) -> str:
     """The function's name as it stands in figures; of my_module:my_function the part after the colon."""
     return NAMES.get(acquisition, acquisition.split(":")[-1].replace("_", " "))
-
-
-def percent(share: float) -> str:
-    """A share of the pool, such as "10 %"."""
-    return f"{share * 100:.3g} %"
 
 
 def in_order(acquisitions: Iterable[str]) -> list[str]:
@@ -147,10 +143,15 @@ def plot_metric(
 def plot_asked(rounds: pd.DataFrame, column: str, *, x: str = "agent_steps", ax: Axes | None = None) -> Axes:
     """What each run asked about, a line per function as in `plot_metric`; dotted, the same of all states in the pools.
 
-    `rounds`: as `aamlib.evidence.per_round`. `column`: asked_indifferent, asked_costly, asked_q_gap, or auroc, of
-    which one half is chance.
+    `rounds`: as `aamlib.evidence.per_round`. `column`: asked_indifferent, asked_costly, asked_q_gap, or auroc, a
+    running mean, without random, whose one half is drawn as chance.
     """
-    ax = plot_metric(rounds.dropna(subset=[column]), column, x=x, ax=ax)
+    known = rounds.dropna(subset=[column])
+    if column == "auroc":
+        known = known[known["acquisition"] != "random"]
+        running = known.groupby("run")["auroc"].rolling(10, min_periods=1).mean()
+        known = known.assign(auroc=running.droplevel("run"))
+    ax = plot_metric(known, column, x=x, ax=ax)
     if column == "auroc":
         ax.axhline(0.5, color="0.3", linestyle=":", linewidth=1, label="chance")
         ax.set_ylim(0, 1)

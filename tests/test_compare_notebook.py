@@ -31,7 +31,7 @@ def test_many_seeds_of_several_games(tmp_path):
     text = (figures / "comparison.md").read_text()
     assert "all games" in text
     assert "## What each function would ask about" in text
-    assert "20.0%" in text
+    assert "| 20 % " in text
 
 
 @pytest.mark.slow

@@ -50,6 +50,8 @@ def test_functions_are_compared_on_the_pools_of_all_runs(metrics):
     assert set(table.index) == {"bald", "entropy", "pool"}
     assert table.loc["bald", ["runs", "indifferent", "auroc"]].tolist() == pytest.approx([2, 0.3, 0.6])
     assert table.loc["entropy", "indifferent"] == pytest.approx(0.7)
+    assert table.loc["bald", ["indifferent_low", "indifferent_high"]].tolist() == pytest.approx([0.2, 0.4])
+    assert "30 % (20 % to 40 %)" in evidence.to_markdown(table.reset_index())
 
 
 def test_a_run_is_tabulated_from_its_selections():
@@ -95,7 +97,32 @@ def test_the_studys_scores_stand_beside_ours_at_the_same_steps(runs, metrics):
     assert table["score_ours"].isna().tolist() == [False, False, True, True]
 
 
-def test_the_studys_table_is_readable():
-    study = pd.read_csv(aamlib.DATA_DIR / "study2020.csv")
+def test_the_studys_losses_stand_beside_ours_of_a_full_pool(metrics):
+    metrics = metrics.assign(pool_states=metrics["pool_size"].where(metrics["round"] > 1, 1))
+    study = pd.DataFrame(
+        {"game": "pong", "query_fraction": [0.1, 0.4], "acquisition": "bald", "first": 2.0, "last": 1.0}
+    )
+    table = evidence.losses_beside_study(metrics, study)
+    pd.testing.assert_frame_equal(table[list(study)], study)
+    loss = metrics.query("run == 'pong-bald-0.1-0' and round > 1")["loss"]
+    ours = [loss.head(evidence.LAST).mean(), loss.tail(evidence.LAST).mean()]
+    assert table.loc[0, ["first_ours", "last_ours"]].tolist() == pytest.approx(ours)
+    assert table["seeds_ours"].tolist() == [1, 0]
+
+
+def test_of_the_whole_pool_any_function_stands_for_any(runs, metrics):
+    curves = comparison.learning_curves(metrics, aamlib.load_evaluations(runs), REFERENCES)
+    whole = curves[curves["acquisition"] == "entropy"].assign(query_fraction=1.0)
+    study = pd.DataFrame(
+        {"game": "pong", "query_fraction": 1.0, "acquisition": ["bald"], "agent_steps": 170_000, "score": 17.0}
+    )
+    assert evidence.beside_study(whole, study)["seeds_ours"].item() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), {"study2020": ["agent_steps", "score"], "study2020_losses": ["first", "last"]}.items()
+)
+def test_the_studys_tables_are_readable(name, columns):
+    study = pd.read_csv(aamlib.DATA_DIR / f"{name}.csv")
     assert set(study["acquisition"]) <= set(aamlib.ACQUISITIONS)
-    assert study[["game", "query_fraction", "acquisition", "agent_steps", "score"]].notna().all(axis=None)
+    assert study[["game", "query_fraction", "acquisition", *columns]].notna().all(axis=None)
