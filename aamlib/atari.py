@@ -185,7 +185,15 @@ def evaluate(
 
 
 def sample_states(
-    policy: Policy, game: str, n_states: int, games: int, epsilon: float, seed: int, *, max_frames: int = 108_000
+    policy: Policy,
+    game: str,
+    n_states: int,
+    games: int,
+    epsilon: float,
+    seed: int,
+    *,
+    max_frames: int = 108_000,
+    device: str = "cpu",
 ) -> UInt8[Tensor, "N 4 84 84"]:
     """States drawn evenly from whole games: the same number of each game, uniformly over its length.
 
@@ -194,7 +202,7 @@ def sample_states(
     generator = np.random.default_rng(seed)
     shares = np.diff(np.linspace(0, n_states, games + 1).astype(int))
     drawn: list[list[Tensor]] = [[] for _ in range(games)]
-    for t, step in enumerate(play(policy, game, games, epsilon, seed, max_frames=max_frames)):
+    for t, step in enumerate(play(policy, game, games, epsilon, seed, max_frames=max_frames, device=device)):
         for state, number in zip(step.states, step.games, strict=True):  # reservoir sampling: each state equally likely
             if t < shares[number]:
                 drawn[number].append(state.clone())

@@ -24,19 +24,25 @@ def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
     return [*(stages(before) if before else []), card]
 
 
+def _cards(folder: Path) -> dict[str, dict[str, Any]]:
+    """The cards of a folder's experts by name; those without one are left out."""
+    cards = {path.stem: read_card(path) for path in sorted(folder.glob("*.safetensors"))}
+    return {name: card for name, card in cards.items() if card}
+
+
 def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:
     """The experts of a folder, one row each, from their cards; steps and hours are those of all stages together."""
     rows = []
-    for path in sorted(folder.glob("*.safetensors")):
-        card = read_card(path)
+    for name, card in _cards(folder).items():
         margin = 1.96 * card["score_standard_error"]
         rows.append(
             {
-                "expert": path.stem,
+                "expert": name,
                 "score": round(card["score_mean"], 1),
                 "95 % interval": f"{card['score_mean'] - margin:.1f} to {card['score_mean'] + margin:.1f}",
                 "games": len(card["scores"]),
                 "random play": round(card["random_score_mean"], 1),
+                "indifferent": f"{card['indifferent']:.0%}" if "indifferent" in card else "–",
                 "agent steps": f"{sum(stage['agent_steps'] for stage in stages(card)) / 1e6:.1f} M",
                 "hours": round(sum(stage["wall_time_seconds"] for stage in stages(card)) / 3600, 1),
                 "seed": card["seed"],
@@ -51,12 +57,13 @@ def write_readme(folder: Path = EXPERTS_DIR) -> Path:
     parts = [
         "# Experts",
         "Written by notebooks/01_train_expert.ipynb from the cards (`<expert>.json`), which hold every setting. "
-        "Scores are unclipped, of whole games at epsilon 0.05, on seeds that took no part in choosing the weights.",
+        "Scores are unclipped, of whole games at epsilon 0.05, on seeds that took no part in choosing the weights; "
+        "*indifferent*: the share of their states (probe set) in which softmax(Q / 0.1) has over 95 % of the highest "
+        "entropy.",
         card_table(folder).to_markdown(index=False),
     ]
-    for path in sorted(folder.glob("*.safetensors")):
-        card = read_card(path)
-        parts += [f"## {path.stem}", f"![learning curve]({path.stem}-curve.png)", f"    {card['command']}"]
+    for name, card in _cards(folder).items():
+        parts += [f"## {name}", f"![learning curve]({name}-curve.png)", f"    {card['command']}"]
         parts += [f"- {remark}" for remark in card.get("remarks", [])]
     readme = folder / "README.md"
     write_bytes(readme, ("\n\n".join(parts) + "\n").encode())

@@ -54,7 +54,7 @@ def save_checkpoint(
 def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest undamaged checkpoint's student and content, its frames put into the empty `pool`; None without one.
 
-    Warns of each damaged checkpoint that it passes over, and removes it. Raises RunFolderError if all are damaged.
+    Warns of each damaged checkpoint that it passes over. Raises RunFolderError if all are damaged.
     """
     manifests = sorted((run_dir / "checkpoints").glob("*.json"), reverse=True)
     for manifest in manifests:
@@ -68,15 +68,13 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
             content = read_torch(state)
             pool.restore([load_arrays(segment) for segment in segments])
             pool.labelled = content.pop("labelled")
-            for path in (run_dir / "pool").glob("*.zst"):  # of a round that was under way
-                if _steps(path)[0] >= pool.n_steps:
-                    path.unlink()
+            _drop_segments(run_dir, pool.n_steps)
             return safetensors.torch.load_file(weights), content
         message = f"checkpoint {manifest.stem} of {run_dir} is damaged ({', '.join(damaged)}); taking the one before."
         warnings.warn(message, stacklevel=2)
-        manifest.rename(manifest.with_suffix(".damaged"))
     if manifests:
         raise RunFolderError(f"every checkpoint of {run_dir} is damaged; start the run again in another folder.")
+    _drop_segments(run_dir, 0)
     return None
 
 
@@ -101,6 +99,13 @@ def _save_pool(folder: Path, pool: FramePool) -> list[Path]:
         save_arrays(path, pool.segment(first_step, pool.n_steps))
         saved.append(path)
     return saved
+
+
+def _drop_segments(run_dir: Path, first_step: int) -> None:
+    """Remove the frames from a step on: those of a round that was under way."""
+    for path in (run_dir / "pool").glob("*.zst"):
+        if _steps(path)[0] >= first_step:
+            path.unlink()
 
 
 def _steps(segment: Path) -> tuple[int, int]:

@@ -187,9 +187,10 @@ def improvements(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     """One row per game, share and pair of functions: how probable it is that `better` has the higher measure.
 
     Of each pair, `better` is the function with the higher probability. Columns game, query_fraction, better, than,
-    seeds (the smaller number), probability, low, high and verdict: "better" if the interval lies above one half, else
-    "undecided". Pairs with fewer than `stats.MIN_SEEDS` seeds are left out: nothing can be claimed of them. The
-    intervals are not corrected for their number.
+    seeds (the smaller number), probability, low, high, p (`stats.permutation_p`) and verdict: "better" if p is below
+    0.05, else "undecided". The interval does not decide: of two equal functions with five seeds each, it lies beside
+    one half once in ten times. Pairs with fewer than `stats.MIN_SEEDS` seeds are left out: nothing can be claimed of
+    them. Neither intervals nor p are corrected for the number of pairs.
     """
     rows = []
     for (game, fraction), functions in _strata(runs, measure).items():
@@ -202,8 +203,9 @@ def improvements(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
             low, high = stats.interval(statistic, *strata)
             row = {"game": game, "query_fraction": fraction, "better": better, "than": than, "seeds": _fewest(strata)}
             row |= {"probability": float(statistic(*strata)), "low": float(low), "high": float(high)}
-            rows.append({**row, "verdict": "better" if low > 0.5 else "undecided"})
-    columns = ["game", "query_fraction", "better", "than", "seeds", "probability", "low", "high", "verdict"]
+            p = stats.permutation_p(functions[better], functions[than])
+            rows.append({**row, "p": p, "verdict": "better" if p < stats.SIGNIFICANT else "undecided"})
+    columns = ["game", "query_fraction", "better", "than", "seeds", "probability", "low", "high", "p", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -239,8 +241,11 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     Columns game, query_fraction, acquisition, seeds; agent_steps, labels_used and unique_labels at the end (mean over
     seeds); score and normalised (of the last three evaluations, interquartile mean over seeds); area_agent_steps and
     area_labels_used with _low and _high; and per threshold, such as 50 %, labels_to_50 (the labels by which half of the
-    seeds had reached it; inf if fewer did) and reached_50 (how many did).
+    seeds had reached it; inf if fewer did) and reached_50 (how many did). Runs with too few evaluations for a
+    normalised score are left out, unless there are no others.
     """
+    judged = curves.groupby("run")["normalised"].transform("count") > 0
+    curves = curves[judged] if judged.any() else curves
     area, reached = areas(curves), thresholds(curves).query("x == 'labels_used'")
     ends = final_scores(curves).rename(columns={"smoothed": "score"}).groupby(TREATMENT)
     table = ends.size().to_frame("seeds")
@@ -251,7 +256,7 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
         table = table.join(estimates(area, f"area_{x}").set_index(TREATMENT)[list(columns)].rename(columns=columns))
     for threshold in stats.THRESHOLDS:
         by = reached[reached["threshold"] == threshold].groupby(TREATMENT)["by"]
-        table[f"labels_to_{threshold * 100:g}"] = by.median()
+        table[f"labels_to_{threshold * 100:g}"] = by.quantile(0.5, interpolation="lower")
         table[f"reached_{threshold * 100:g}"] = by.agg(lambda labels: int(np.isfinite(labels).sum()))
     return table.reset_index()
 

@@ -36,20 +36,22 @@ def load_probes(folder: Path, expert: nn.Module, config: ExperimentConfig) -> di
     """The two probe sets of an expert, "expert" and "random": states that it visits, and states of random play.
 
     Each is spread evenly over 40 games on seeds of their own, the expert's played at epsilon 0.05. They are made once
-    per expert and kept with its Q-values in `folder`, in a file named by the hash of its weights.
+    per expert and kept with its Q-values in `folder`, in a file named by the hash of its weights; anew only for longer
+    games (`max_game_frames`) than before. Raises RunFolderError if the file cannot be read or written.
     """
     path = folder / f"{config.game}-probe-sets-{fingerprint(expert)[:12]}-{config.probe_states}.zst"
-    if not path.exists():
+    arrays = load_arrays(path) if path.exists() else {}
+    if not arrays or arrays.pop("max_game_frames") < config.max_game_frames:
         games = min(_PROBE_GAMES, config.probe_states)
-        arrays = {}
         for name, epsilon in (("expert", 0.05), ("random", 1.0)):
             states = sample_states(
-                expert, config.game, config.probe_states, games, epsilon, _PROBE_SEED, max_frames=config.max_game_frames
-            )
+                expert, config.game, config.probe_states, games, epsilon, _PROBE_SEED,
+                max_frames=config.max_game_frames, device=config.device,
+            )  # fmt: skip
             arrays[name] = states.numpy()
             arrays[f"{name}_q"] = label(expert, states, config.device).numpy()
-        save_arrays(path, arrays)
-    tensors = {name: torch.from_numpy(array) for name, array in load_arrays(path).items()}
+        save_arrays(path, {**arrays, "max_game_frames": np.array(config.max_game_frames)})
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {name: Probe(tensors[name], tensors[f"{name}_q"]) for name in ("expert", "random")}
 
 

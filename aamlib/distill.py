@@ -37,7 +37,17 @@ from aamlib.experts import ExpertError, expert_path, fingerprint, label, load_ex
 from aamlib.files import RunFolderError, lock_run, write_csv, write_json
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
-from aamlib.runs import EVALUATIONS, METRICS, Run, open_run, read_config, read_starts, record_start, write_selection
+from aamlib.runs import (
+    EVALUATIONS,
+    METRICS,
+    Run,
+    check_settings,
+    open_run,
+    read_config,
+    read_starts,
+    record_start,
+    write_selection,
+)
 
 _COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")
 
@@ -116,7 +126,10 @@ class Distillation:
                     self.report("running")
                     bar.set_postfix(score=self.last_score(), labels=f"{self.labels_used:,}", refresh=False)
                     bar.update(self.agent_steps - bar.n)
-            self.save(keep=1)
+            if self.seconds:
+                self.save(keep=1)
+            else:  # nothing was done: the only checkpoint is left alone
+                self.write_tables()
             status = "finished" if self.agent_steps >= total else "label budget used"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -220,10 +233,10 @@ class Distillation:
         return {"loss": loss_sum, "loss_per_label": loss_sum / len(queried), "query_agreement": agreed / len(queried)}
 
     def evaluate(self) -> float | None:
-        """Mean score of whole games, if an evaluation is due; every game's score is kept."""
+        """Mean score of whole games, if an evaluation is due or the run ends; every game's score is kept."""
         config = self.config
         due = self.agent_steps % config.evaluate_every < config.round_steps  # a multiple was reached in this round
-        if not due and self.agent_steps < config.total_steps:
+        if not due and self.agent_steps < config.total_steps and self.labels_left() > 0:
             return None
         self.student.train(config.evaluation_dropout)
         scores = evaluate(
@@ -279,15 +292,20 @@ class Distillation:
             "evaluations": self.evaluations,
         }
         save_checkpoint(self.run_dir, self.round, self.student.state_dict(), content, self.pool, keep=keep)
+        self.write_tables()
+
+    def write_tables(self) -> None:
+        """Write metrics.csv and evaluations.csv."""
         write_csv(self.run_dir / "metrics.csv", pd.DataFrame(self.metrics, columns=list(METRICS)))
         write_csv(self.run_dir / "evaluations.csv", pd.DataFrame(self.evaluations, columns=list(EVALUATIONS)))
 
     def open(self) -> None:
         """Check that the folder is this run's, take up its newest checkpoint, and start games."""
-        open_run(self.run_dir, self.config.asdict())
+        check_settings(self.run_dir, self.config.asdict())
         starts, expert_hash = read_starts(self.run_dir), fingerprint(self.expert)
         if starts and starts[0]["expert_sha256"] != expert_hash:
             raise RunFolderError(f"{self.run_dir} was labelled by an expert with other weights; choose another folder.")
+        open_run(self.run_dir, self.config.asdict())
         if checkpoint := load_checkpoint(self.run_dir, self.pool):
             student, saved = checkpoint
             self.student.load_state_dict(student)

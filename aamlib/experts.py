@@ -169,7 +169,7 @@ def label(expert: nn.Module, states: UInt8[Tensor, "N 4 84 84"], device: str = "
 
 def fingerprint(expert: nn.Module) -> str:
     """SHA-256 of an expert's weights, hexadecimal, whatever file they came from."""
-    weights = {name: tensor.cpu().contiguous() for name, tensor in expert.state_dict().items()}
+    weights = {name: tensor.cpu().clone().contiguous() for name, tensor in expert.state_dict().items()}  # some are tied
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import safetensors.numpy
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 DATA_DIR = Path(__file__).resolve().parents[1] / "data"
 
@@ -123,9 +124,12 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read what `save_arrays` wrote."""
-    with pa.input_stream(path, compression="zstd") as stream:
-        return safetensors.numpy.load(stream.read())
+    """Read what `save_arrays` wrote. Raises RunFolderError if it cannot be read."""
+    try:
+        with pa.input_stream(path, compression="zstd") as stream:
+            return safetensors.numpy.load(stream.read())
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"{path} cannot be read ({error}); copy it again, or remove it.") from error
 
 
 def file_hash(path: str | Path) -> str:

@@ -249,11 +249,11 @@ def _estimate(cell: Cell, seconds: Mapping[str, float], n_bytes: Mapping[str, fl
         left = config.label_budget - (queries.cumsum() - queries)
         steps, pool, queries = (array[left > 0] for array in (steps, pool, np.minimum(queries, left)))
     due = steps % config.evaluate_every < config.round_steps
-    due[-1:] |= steps[-1:] >= config.total_steps
+    due[-1:] = True
     scored = pool.sum() if config.acquisition != "random" and config.query_fraction < 1 else 0
     work = {
         "agent_step": config.warmup_steps + config.round_steps * len(steps),
-        "pool_state": scored * config.n_samples / 10,
+        "pool_state": scored,
         "query": queries.sum(),
         "round": len(steps),
         "game": due.sum() * config.evaluation_episodes,

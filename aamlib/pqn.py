@@ -21,11 +21,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
-from aamlib.config import Config, setting
-from aamlib.experts import load_expert
+from aamlib.config import Config, check_device, check_game, setting
+from aamlib.experts import ExpertError, load_expert
 from aamlib.files import lock_run, read_torch, write_csv, write_torch
 from aamlib.networks import STACK_SHAPE, NatureDQN, fastest_precision, reduced_precision
-from aamlib.runs import open_run
+from aamlib.runs import check_settings, open_run
+
+_MAY_RAISE = ("total_steps",)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class PQNConfig(Config):
     precision: str = setting("auto", "auto takes the fastest", choices=("auto", "float32", "bfloat16"))
     device: str = setting("cpu", "torch device")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_game(self.game)
+        check_device(self.device)
+
     @property
     def rollout_size(self) -> int:
         """Agent steps per rollout."""
@@ -63,19 +70,23 @@ class PQNConfig(Config):
 def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     """Train an expert, or go on with an interrupted training; the same call does both.
 
-    Returns the moving average at the end, when the learning rate has fallen to 0. No checkpoint is chosen by its score:
-    the best of many noisy evaluations need not be the best network. `run_dir` keeps config.json, curve.csv
-    (agent_steps, training score, evaluation score, loss, mean target, seconds) and checkpoint.pt. A resumed training
-    starts new games.
+    Returns the moving average at the end, when the learning rate has fallen to 0, on the CPU. No checkpoint is chosen
+    by its score: the best of many noisy evaluations need not be the best network. `run_dir` keeps config.json,
+    curve.csv (agent_steps, training score, evaluation score, loss, mean target, seconds) and checkpoint.pt. A resumed
+    training starts new games.
 
     Raises
     ------
+    ConfigError, ExpertError
+        A setting that cannot be used; nothing has been written then.
     RunFolderError
         The folder is in use, belongs to another configuration (only `total_steps` may be raised), or cannot be written.
     """
     with torch.random.fork_rng(devices=[]), lock_run(run_dir) as run_dir:
-        open_run(run_dir, config.asdict(), may_raise=("total_steps",))
-        return Training(config, run_dir).run()
+        check_settings(run_dir, config.asdict(), may_raise=_MAY_RAISE)
+        training = Training(config, run_dir)
+        open_run(run_dir, config.asdict(), may_raise=_MAY_RAISE)
+        return training.run()
 
 
 class Training:
@@ -87,7 +98,7 @@ class Training:
         self.precision = fastest_precision(config.device) if config.precision == "auto" else config.precision
         self.network = NatureDQN(n_actions(config.game), normalise=True).to(config.device)
         if config.start_from is not None:
-            self.network.load_state_dict(load_expert(config.start_from).state_dict())
+            self.start_from(load_expert(config.start_from))
         else:  # a maximum over random Q-values would start the returns far too high
             nn.init.zeros_(self.network.head.weight)
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
@@ -102,6 +113,16 @@ class Training:
         self.game_frames = info["episode_frame_number"]
         self.game_scores = np.zeros(config.n_envs)
         self.last_scores: deque[float] = deque(maxlen=50)
+
+    def start_from(self, expert: nn.Module) -> None:
+        """Take the weights of an expert. Raises ExpertError unless a training like this one made it."""
+        try:
+            self.network.load_state_dict(expert.state_dict())
+        except RuntimeError as error:
+            raise ExpertError(
+                f"training for {self.config.game} ({self.network.n_actions} actions) cannot start from "
+                f"{self.config.start_from!r}: it is another network; give one that train_expert made for this game."
+            ) from error
 
     def run(self) -> NatureDQN:
         """Do what is left of the training; returns the moving average."""
@@ -134,7 +155,7 @@ class Training:
                     self.save()
         self.envs.close()
         self.network.load_state_dict(self.average.module.state_dict())
-        return self.network.eval()
+        return self.network.cpu().eval()
 
     def act(self) -> None:
         """Fill the rollout: every environment steps epsilon-greedily."""

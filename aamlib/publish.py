@@ -27,9 +27,11 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
 
     With them goes choices.csv (`aamlib.evidence.tabulate`); the recorded selections of some rounds, spread evenly from
     the first to the last; and the student, for those who want to watch it. Raises RunFolderError if the run has
-    recorded no selection, or the folder holds something other than a run.
+    recorded no selection, or the folder holds something other than a run, or is the run's own.
     """
-    target, numbers = Path(target).absolute(), rounds_of(run)
+    target, numbers = Path(target).resolve(), rounds_of(run)
+    if target == run.dir.resolve():
+        raise RunFolderError(f"{target} is the run itself, which publishing would cut down; choose another folder.")
     if target.exists() and not (target / "metrics.csv").exists():
         raise RunFolderError(f"{target} is there and holds no run; choose another folder.")
     spread = np.linspace(len(numbers) - 1, 0, min(selections, len(numbers))).round().astype(int)  # of one, the last

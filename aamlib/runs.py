@@ -177,14 +177,17 @@ class Run:
         Columns: kind ("queried" or "random"), state_id, one `score_...` per acquisition function (float, its unit),
         expert_q (A Q-values), student_action (the best by its mean Q-value over the T passes), and for the first
         `recorded_stacks` of each kind frames (uint8 (4, 84, 84)) and q_samples (float32 (T, A)); None for the rest.
-        Raises RunFolderError if the round recorded none.
+        Raises RunFolderError if the round recorded none, or it cannot be read.
         """
         path = self.dir / "selections" / f"{number:06d}.parquet"
         if not path.exists():
             rounds = sorted(int(p.stem) for p in path.parent.glob("*.parquet"))
             known = f"rounds {rounds[0]} to {rounds[-1]}" if rounds else "no round"
             raise RunFolderError(f"{self.dir} has no selection of round {number}; it has {known}.")
-        table = pd.read_parquet(path)
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise _unreadable(path, error) from error
         n_actions = len(table["expert_q"].iloc[0])
         table["frames"] = table["frames"].map(
             lambda frames: np.frombuffer(frames, np.uint8).reshape(4, 84, 84), na_action="ignore"
@@ -200,7 +203,11 @@ def count_recorded(selection: Path) -> int:
     try:
         return pq.read_metadata(selection).num_rows
     except (OSError, pa.ArrowInvalid) as error:
-        raise RunFolderError(f"{selection} cannot be read ({error}); copy it again, or remove it.") from error
+        raise _unreadable(selection, error) from error
+
+
+def _unreadable(selection: Path, error: Exception) -> RunFolderError:
+    return RunFolderError(f"{selection} cannot be read ({error}); copy it again, or remove it.")
 
 
 def load_runs(root: str | Path, *more: str | Path) -> pd.DataFrame:

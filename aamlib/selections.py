@@ -60,23 +60,14 @@ def describe_q(q_values: np.ndarray, temperature: float) -> pd.DataFrame:
 
 
 def describe(selection: pd.DataFrame, temperature: float) -> pd.DataFrame:
-    """The selection with `COLUMNS` added; regret, disagree and costly are missing where the action is not known.
-
-    The student's greedy action is the best by its mean Q-value over the T passes. A run that did not record it yet
-    kept the passes of some states, and only those are judged.
-    """
+    """The selection with `COLUMNS` added. The student's greedy action is the best by its mean over the T passes."""
     expert_q = np.stack(selection["expert_q"].to_list())
     table = selection.reset_index(drop=True).assign(**describe_q(expert_q, temperature))
-    if "student_action" not in table:
-        table["student_action"] = table["q_samples"].map(lambda q: q.mean(axis=0).argmax(), na_action="ignore")
-    table["student_action"] = table["student_action"].astype("Int64")
     table["aleatoric"] = table["score_entropy"] - table["score_bald"]
     table["expert_action"] = expert_q.argmax(axis=1)
     table["disagree"] = table["student_action"] != table["expert_action"]
-    known = table["student_action"].notna()
-    chosen = expert_q[known, table.loc[known, "student_action"].astype(int)]
-    table.loc[known, "regret"] = expert_q[known].max(axis=1) - chosen
-    table["costly"] = (table["regret"] > temperature).astype("boolean").where(known)
+    table["regret"] = expert_q.max(axis=1) - expert_q[np.arange(len(table)), table["student_action"]]
+    table["costly"] = table["regret"] > temperature
     return table
 
 
@@ -142,8 +133,7 @@ def choices(states: pd.DataFrame, fraction: float) -> pd.DataFrame:
     for number, sample in states.query("kind == 'random'").groupby("round"):
         asked = {score: sample[would_ask(sample, score, fraction)] for score in score_names(states)}
         for score, chosen in {**asked, "pool": sample}.items():
-            means = chosen[columns].astype("Float64").mean().astype(float)
-            rows.append({"round": number, "score": score, **means})
+            rows.append({"round": number, "score": score, **chosen[columns].mean()})
     return pd.DataFrame(rows)
 
 
@@ -181,12 +171,11 @@ def auroc(positive: np.ndarray, scores: np.ndarray) -> float:
 def was_right(states: pd.DataFrame) -> pd.DataFrame:
     """AUROC of each score against costly mistakes, on the pool's random sample.
 
-    Returns columns round, score, auroc, states and costly (how many of them); states whose action is not known are
-    left out.
+    Returns columns round, score, auroc, states and costly (how many of them).
     """
     rows = []
-    for number, sample in states.query("kind == 'random'").dropna(subset=["costly"]).groupby("round"):
-        costly = sample["costly"].to_numpy(dtype=bool)
+    for number, sample in states.query("kind == 'random'").groupby("round"):
+        costly = sample["costly"].to_numpy()
         for score in score_names(states):
             value = auroc(costly, sample[f"score_{score}"].to_numpy())
             rows.append({"round": number, "score": score, "auroc": value, "states": len(sample),

@@ -241,7 +241,7 @@ def test_estimates_have_intervals_from_five_seeds_on_and_all_games_together():
     assert 0.1 <= low < 0.3 < high <= 0.9
 
 
-def test_improvements_claim_nothing_below_five_seeds_or_without_a_clear_interval():
+def test_improvements_claim_nothing_below_five_seeds_or_without_a_clear_difference():
     values = {
         ("pong", "bald"): [0.9, 0.8, 0.9, 0.8, 0.7],
         ("pong", "entropy"): [0.1, 0.2, 0.1, 0.2, 0.3],
@@ -253,7 +253,14 @@ def test_improvements_claim_nothing_below_five_seeds_or_without_a_clear_interval
         ("bald", "entropy"): "better", ("bald", "random"): "undecided", ("random", "entropy"): "better"
     }  # fmt: skip
     assert pairs.loc[("bald", "entropy"), "probability"] == 1
+    assert pairs.loc[("bald", "entropy"), "p"] < 0.05 < pairs.loc[("bald", "random"), "p"]
     assert pairs.loc[("bald", "random"), "probability"] == pytest.approx((2 * 4 + 2 * 2.5 + 1) / 25)
+
+
+def test_half_of_the_seeds_is_enough_for_labels_to_and_a_run_without_a_score_is_left_out():
+    curves = pd.concat([table([0.2, 0.6, 0.8]), table([0.1] * 3, seed=1), table([np.nan], seed=2)])
+    row = comparison.summary(curves).iloc[0]
+    assert row[["seeds", "labels_to_50", "reached_50"]].tolist() == [2, 2000, 1]
 
 
 def test_summary_counts_who_got_there_and_reads_as_markdown():

@@ -216,11 +216,14 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(interrupt
 def test_when_every_checkpoint_is_damaged_it_says_so(interrupted, tiny):
     for path in (interrupted.dir / "checkpoints").glob("*.pt"):
         path.write_bytes(path.read_bytes()[:1000])
-    with (
-        pytest.warns(UserWarning, match="damaged"),
-        pytest.raises(aamlib.RunFolderError, match="every checkpoint .* start the run again"),
-    ):
-        aamlib.distill(tiny, interrupted.dir)
+    metrics = (interrupted.dir / "metrics.csv").read_bytes()
+    for _ in range(2):  # a second call does not start from nothing either
+        with (
+            pytest.warns(UserWarning, match="damaged"),
+            pytest.raises(aamlib.RunFolderError, match="every checkpoint .* start the run again"),
+        ):
+            aamlib.distill(tiny, interrupted.dir)
+    assert (interrupted.dir / "metrics.csv").read_bytes() == metrics
 
 
 def test_the_stop_button_ends_a_run_cleanly_and_the_same_call_goes_on(tiny, tmp_path, monkeypatch, capsys):
@@ -239,13 +242,18 @@ def test_a_label_budget_is_used_up_exactly_and_may_be_raised(with_settings, tmp_
     assert run.metrics["labels_used"].tolist() == [0, 32, 50]
     more = aamlib.distill(with_settings(label_budget=70), tmp_path / "run")
     assert more.metrics["labels_used"].tolist() == [0, 32, 50, 70]
+    steps = more.metrics["agent_steps"]
+    assert set(more.evaluations["agent_steps"]) >= {steps[2], steps[3]}, "a run is evaluated at its end"
 
 
 def test_a_finished_run_goes_on_when_its_horizon_is_raised_and_else_stays(with_settings, tmp_path):
     short = aamlib.distill(with_settings(total_steps=480), tmp_path / "run")
     metrics = short.metrics
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("*.pt")
+    written = checkpoint.stat().st_mtime_ns
+    (tmp_path / "run" / "metrics.csv").unlink()
     pd.testing.assert_frame_equal(aamlib.distill(with_settings(total_steps=480), tmp_path / "run").metrics, metrics)
-    assert len(list((tmp_path / "run" / "checkpoints").glob("*.pt"))) == 1
+    assert checkpoint.stat().st_mtime_ns == written, "the only checkpoint is not put at risk for nothing"
     config = with_settings(total_steps=800)
     assert_every_round_once(aamlib.distill(config, tmp_path / "run"), config)
 

@@ -319,3 +319,14 @@ def test_module_that_gives_no_q_values_is_refused(module, reason):
 def test_fingerprint_is_that_of_the_weights_alone(saved, network):
     assert fingerprint(load_expert(saved)) == fingerprint(network)
     assert fingerprint(network) != fingerprint(NatureDQN(6))
+
+
+def test_a_module_with_tied_weights_has_a_fingerprint(network):
+    network.register_parameter("tied", network.head.weight)
+    assert len(fingerprint(network)) == 64
+
+
+def test_weights_without_a_card_are_left_out_of_the_table(tmp_path, network):
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    assert aamlib.cards.card_table(tmp_path).empty
+    assert "foreign" not in aamlib.cards.write_readme(tmp_path).read_text()

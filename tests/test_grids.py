@@ -125,6 +125,8 @@ def test_work_is_counted_as_the_loop_does_it(tmp_path):
     (cell,) = cells
     budgeted = dataclasses.replace(cell, config=dataclasses.replace(cell.config, label_budget=20))
     assert estimate([budgeted])[["rounds", "labels"]].iloc[0].tolist() == [1, 20]
+    samples = dataclasses.replace(cell, config=dataclasses.replace(cell.config, n_samples=100))
+    assert estimate([samples])["hours"].item() == table["hours"].item(), "the trunk runs once, whatever T is"
 
 
 def test_neither_chance_nor_the_whole_pool_costs_scoring(tmp_path, monkeypatch):

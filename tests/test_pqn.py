@@ -96,6 +96,13 @@ def test_another_configuration_or_a_damaged_checkpoint_is_refused(small, trained
     folder = shutil.copytree(trained[1], tmp_path / "copy")
     with pytest.raises(aamlib.RunFolderError, match=r"gamma = 0\.9 \(the folder has 0\.99\)"):
         aamlib.train_expert(dataclasses.replace(small, gamma=0.9), folder)
+    with pytest.raises(aamlib.ExpertError, match="no expert 'pnog'"):
+        aamlib.train_expert(dataclasses.replace(small, start_from="pnog"), tmp_path / "new")
+    with pytest.raises(aamlib.ExpertError, match=r"for breakout \(4 actions\) cannot start from 'pong'"):
+        aamlib.train_expert(dataclasses.replace(small, game="breakout", start_from="pong"), tmp_path / "new")
+    assert not (tmp_path / "new" / "config.json").exists(), "the folder is free for the call that was meant"
+    with pytest.raises(aamlib.ConfigError, match="unknown game 'pongg'; did you mean 'pong'"):
+        dataclasses.replace(small, game="pongg")
     (folder / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(aamlib.RunFolderError, match="checkpoint.pt cannot be read .* remove it to start again"):
         aamlib.train_expert(small, folder)

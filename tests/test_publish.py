@@ -54,6 +54,10 @@ def test_the_command_publishes_what_has_ended(sample, tmp_path, capsys):
 
 
 def test_refusals_are_sentences_and_nothing_is_lost(sample, tmp_path, capsys):
+    itself = shutil.copytree(sample.dir, tmp_path / "itself")
+    assert publish.main([str(itself), "--out", str(itself)]) == 2
+    assert "is the run itself" in capsys.readouterr().err
+    assert names(itself) == names(sample.dir)
     precious = tmp_path / "precious" / "thesis.tex"
     precious.parent.mkdir()
     precious.write_text("the only copy")

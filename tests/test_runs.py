@@ -39,3 +39,11 @@ def test_a_horizon_may_only_be_raised_and_none_is_no_limit(tmp_path):
     open_run(tmp_path, {"total_steps": 10, "label_budget": None})
     with pytest.raises(aamlib.RunFolderError, match=r"label_budget = 5 \(the folder has None\)"):
         open_run(tmp_path, {"total_steps": 10, "label_budget": 5})
+
+
+def test_a_damaged_selection_is_named(finished, tmp_path):
+    path = tmp_path / "selections" / "000001.parquet"
+    path.parent.mkdir()
+    path.write_bytes((finished.dir / "selections" / "000001.parquet").read_bytes()[:200])
+    with pytest.raises(aamlib.RunFolderError, match=r"000001\.parquet cannot be read .* copy it again"):
+        aamlib.Run(tmp_path).selection(1)

@@ -45,18 +45,6 @@ def test_a_regret_of_exactly_tau_is_no_costly_mistake(table):
     assert selections.describe(table, temperature=2.0)["costly"].tolist() == [False, False, False, True]
 
 
-def test_runs_that_did_not_record_the_action_are_judged_by_the_passes_they_kept(table):
-    passes = [np.array([[0, 1, 0], [0, 0, 0.5]]), None, None, np.array([[4, 0, 0], [-3, 0, 0]])]
-    older = table.drop(columns="student_action").assign(q_samples=pd.Series(passes, dtype=object))
-    described = selections.describe(older, temperature=1.0)
-    assert described["student_action"].isna().tolist() == [False, True, True, False]
-    assert described["student_action"].dropna().tolist() == [1, 0]
-    assert described["costly"].isna().tolist() == [False, True, True, False]
-    assert described["disagree"].isna().tolist() == [False, True, True, False]
-    states = pd.concat([described.assign(round=1)])
-    assert set(selections.was_right(states)["states"]) == {2}
-
-
 def test_label_entropy_stays_finite_for_extreme_q_values():
     q = np.array([[1e4, 0, -1e4], [0, 0, 0]], np.float32)
     np.testing.assert_allclose(selections.label_entropy(q, 0.01), [0, math.log(3)], atol=1e-12)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
 
 from aamlib import stats
 
@@ -89,6 +90,20 @@ def test_probability_of_improvement_counts_won_pairs(x, y):
 def test_probability_of_improvement_is_the_mean_over_games():
     low, high, even = np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([1.0, 2.0])
     assert stats.probability_of_improvement([high, low], [low, even]) == (1 + 0.5) / 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_permutation_p_agrees_with_the_exact_test_of_mann_and_whitney(seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=5), rng.normal(loc=seed, size=6)
+    exact = mannwhitneyu(x, y, method="exact").pvalue
+    assert stats.permutation_p([x], [y]) == pytest.approx(exact, abs=0.02)
+
+
+def test_permutation_p_exchanges_runs_within_games_only():
+    low, high = np.arange(5.0), np.arange(5.0) + 10
+    assert stats.permutation_p([high, high + 100], [low, low + 100]) < 0.001, "together surer than each alone"
+    assert stats.permutation_p([high, low], [low, high]) == 1, "one game against the other"
 
 
 def test_interval_agrees_with_a_bootstrap_written_as_a_loop():

@@ -133,6 +133,12 @@ def test_what_cannot_be_shown_is_said_in_one_sentence(runs, pong_expert):
         ExpertView("pong", pong_expert, "pong-bld", runs, steps=5)
     with pytest.raises(aamlib.ExpertError, match="6 actions, but breakout has 4"):
         ExpertView("breakout", pong_expert, steps=5)
+    view = ExpertView("pong", pong_expert, "pong-bald", runs, steps=5)
+    view.game, view.expert = "breakout", "breakout"
+    with pytest.raises(aamlib.ConfigError, match="does not play breakout"):
+        view.play()
+    view.step = 3
+    assert "step 3 of 4" in view.readout, "the game before is still there to look at"
     with pytest.raises(aamlib.ConfigError, match="unknown run 'pong'; did you mean"):
         SelectionView(runs, "pong")
     with pytest.raises(aamlib.ConfigError, match="unknown column 'score_bold'; did you mean 'score_bald'"):

@@ -73,14 +73,15 @@ class ExpertView(View):
 
     def play(self) -> None:
         """Play a game with the present settings, and show it from its start."""
-        expert, self.actions = load_expert(self.expert), action_names(self.game)
-        if expert.n_actions != len(self.actions):
+        expert, actions = load_expert(self.expert), action_names(self.game)
+        if expert.n_actions != len(actions):
             raise ExpertError(
-                f"the expert {self.expert} has {expert.n_actions} actions, but {self.game} has {len(self.actions)}; "
+                f"the expert {self.expert} has {expert.n_actions} actions, but {self.game} has {len(actions)}; "
                 "give an expert of this game."
             )
         if self.student and self.students[self.student].config["game"] != self.game:
             raise ConfigError(f"the student {self.student!r} does not play {self.game}; choose one that does, or none.")
+        self.actions = actions
         self.recording = record_game(expert, self.game, steps=self.steps, epsilon=self.epsilon, seed=self.seed)
         self.stacks = self.recording.stacks()
         self.student_q = None

@@ -19,7 +19,7 @@ from aamlib.widgets.round import MEASURES, RoundView
 
 _SHOWN = 25  # states at once, beside the points
 _ANSWERS = ("indifferent", "costly", "disagree")
-_COLORS = {"no": "#00224e", "yes": "#fee838", "unknown": "#b0b0b0"}  # the ends of the colour map
+_COLORS = {"no": "#00224e", "yes": "#fee838"}  # the ends of the colour map
 
 
 class ScatterView(RoundView):
@@ -57,18 +57,10 @@ class ScatterView(RoundView):
         )
 
     def points(self) -> pd.DataFrame:
-        """The states as points: score_entropy, score_bald and the columns to colour by.
-
-        What is yes or no becomes "yes", "no" or "unknown"; other missing values count as 0.
-        """
-        states = self.states
-        points = states[["score_entropy", "score_bald"]].copy()
-        for column in self.colorable:
-            if column in _ANSWERS:
-                answers = states[column].astype("boolean").map({True: "yes", False: "no"})
-                points[column] = answers.astype(object).fillna("unknown").astype(pd.CategoricalDtype([*_COLORS]))
-            else:
-                points[column] = states[column].astype("Float64").fillna(0).astype(float)
+        """The states as points: score_entropy, score_bald and the columns to colour by, answers as "yes" or "no"."""
+        points = self.states[[*dict.fromkeys(["score_entropy", "score_bald", *self.colorable])]].copy()
+        for column in _ANSWERS:
+            points[column] = points[column].map({True: "yes", False: "no"}).astype(pd.CategoricalDtype([*_COLORS]))
         return points
 
     def stacks(self) -> np.ndarray:

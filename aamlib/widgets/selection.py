@@ -97,9 +97,9 @@ class SelectionView(RoundView):
             low, high = self.percentiles
             keep &= states[self.sort].rank(pct=True, method="first").mul(100).between(low, high)
         if self.agreement == "costly mistake":
-            keep &= states["costly"].fillna(False).astype(bool)
+            keep &= states["costly"]
         elif self.agreement != "all":
-            keep &= states["disagree"].fillna(False).astype(bool) == (self.agreement == "disagree")
+            keep &= states["disagree"] == (self.agreement == "disagree")
         return states[keep].sort_values(self.sort, ascending=not self.descending).head(SHOWN)
 
     @traitlets.validate("sort")

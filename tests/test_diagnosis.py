@@ -1,0 +1,29 @@
+"""Probe sets: made once, and made anew when they would be of games cut too short."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import aamlib
+from aamlib.diagnosis import load_probes
+
+pytestmark = pytest.mark.slow
+
+
+def test_probe_sets_are_kept_until_longer_games_are_asked_for(tiny, tmp_path):
+    torch.manual_seed(0)
+    expert = aamlib.NatureDQN(6)
+    made = load_probes(tmp_path, expert, tiny)
+    (path,) = tmp_path.iterdir()
+    written = path.stat().st_mtime_ns
+    for config in (tiny, dataclasses.replace(tiny, max_game_frames=100)):
+        again = load_probes(tmp_path, expert, config)
+        assert torch.equal(again["expert"].states, made["expert"].states)
+    assert path.stat().st_mtime_ns == written
+    longer = load_probes(tmp_path, expert, dataclasses.replace(tiny, max_game_frames=240))
+    assert not torch.equal(longer["random"].states, made["random"].states)
+    assert torch.equal(longer["random"].expert_q, aamlib.experts.label(expert, longer["random"].states))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(aamlib.RunFolderError, match="probe-sets-.* cannot be read .* copy it again, or remove it"):
+        load_probes(tmp_path, expert, tiny)
