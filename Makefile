@@ -32,7 +32,9 @@ test: $(READY) check  ## All checks and tests
 lab: $(READY)  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-expert: $(READY)  ## Train an expert for GAME and bundle it
+expert: $(READY)  ## Train an expert for GAME and bundle it, unless there is one
+	@test ! -e data/experts/$(GAME).safetensors || \
+		{ echo "data/experts/$(GAME).safetensors is there: move it away first, or give another GAME." >&2; exit 2; }
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/01_train_expert.ipynb data/runs/expert-$(GAME).ipynb -k python3 --no-progress-bar \
 		--stdout-file /dev/stdout --stderr-file /dev/stderr \

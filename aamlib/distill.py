@@ -5,7 +5,9 @@ uncertainty, asks a frozen expert about the most uncertain share and learns soft
 `Distillation.run_round`.
 
 Departures from the 2020 study: 40 environments instead of one; the T dropout masks are drawn once per scoring and
-shared by all states; dropout is off in evaluation (the study left it on); evaluation has environments of its own.
+shared by all states; dropout is off in evaluation (the study left it on); evaluation has environments of its own; the
+frames before a game's first are zeros; ties at the cut are broken at random. The bundled experts have normalised layers
+and were trained by PQN instead of DQN with a replay memory.
 """
 
 from __future__ import annotations
