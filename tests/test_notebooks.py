@@ -133,7 +133,7 @@ def test_benchmark(tmp_path):
     text = execute("08_benchmark", tmp_path, settings=settings, **small, **folders)
     assert "times Stable-Baselines3's" in text
     table = pd.read_csv(tmp_path / "results" / "benchmark.csv")
-    parts = {"round", "evaluation", "scoring", "collection", "training", "start-up", "memory", "expert"}
+    parts = {"round", "evaluation", "scoring", "collection", "training", "start-up", "memory", "expert", "looking"}
     assert set(table["part"]) == parts
     assert (table["rate"] > 0).all()
     growth = pd.read_csv(tmp_path / "results" / "growth.csv")
