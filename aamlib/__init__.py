@@ -4,8 +4,9 @@ import aamlib.runtime  # noqa: F401  (before torch)
 from aamlib.acquisition import ACQUISITIONS
 from aamlib.atari import evaluate
 from aamlib.cards import read_card
+from aamlib.checkpoints import load_student
 from aamlib.config import PRESETS, ConfigError, ExperimentConfig, preset
-from aamlib.distill import distill, load_student
+from aamlib.distill import distill
 from aamlib.experts import ExpertError, load_expert, save_expert
 from aamlib.files import DATA_DIR, RunFolderError
 from aamlib.networks import MCDropoutDQN, NatureDQN

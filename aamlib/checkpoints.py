@@ -22,7 +22,9 @@ from aamlib.files import (
     write_json,
     write_torch,
 )
+from aamlib.networks import MCDropoutDQN
 from aamlib.replay import FramePool
+from aamlib.runs import read_config
 
 
 def save_checkpoint(
@@ -78,15 +80,21 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
     return None
 
 
-def newest_student(run_dir: str | Path) -> dict[str, Tensor]:
-    """The weights of the student after the last completed round. Raises RunFolderError if there are none to read."""
+def load_student(run_dir: str | Path) -> MCDropoutDQN:
+    """The student of a run as its last completed round left it, in evaluation mode: to watch it, or to go on with it.
+
+    Raises RunFolderError if there is none yet, or its weights cannot be read.
+    """
     saved = sorted((Path(run_dir) / "checkpoints").glob("*.safetensors"))
     if not saved:
         raise RunFolderError(f"{run_dir} holds no student yet (checkpoints/*.safetensors); go on with its run.")
     try:
-        return safetensors.torch.load_file(saved[-1])
+        weights = safetensors.torch.load_file(saved[-1])
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{saved[-1]} cannot be read ({error}); copy it again, or go on with its run.") from error
+    student = MCDropoutDQN(len(weights["head.weight"]), dropout=read_config(run_dir)["dropout"])
+    student.load_state_dict(weights)
+    return student.eval()
 
 
 def _save_pool(folder: Path, pool: FramePool) -> list[Path]:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from aamlib.acquisition import ACQUISITIONS, choose, find_acquisition
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
-from aamlib.checkpoints import load_checkpoint, newest_student, save_checkpoint
+from aamlib.checkpoints import load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import ExpertError, expert_path, fingerprint, label, load_expert
@@ -45,7 +45,6 @@ from aamlib.runs import (
     Run,
     check_settings,
     open_run,
-    read_config,
     read_starts,
     record_start,
     write_selection,
@@ -343,14 +342,3 @@ class Distillation:
     def last_score(self) -> float | None:
         """The newest evaluation's mean score."""
         return next((row["score"] for row in reversed(self.metrics) if row.get("score") is not None), None)
-
-
-def load_student(run_dir: str | Path) -> MCDropoutDQN:
-    """The student of a run as its last completed round left it, in evaluation mode: to watch it, or to go on with it.
-
-    Raises RunFolderError if there is none yet, or its weights cannot be read.
-    """
-    weights = newest_student(run_dir)
-    student = MCDropoutDQN(len(weights["head.weight"]), dropout=read_config(run_dir)["dropout"])
-    student.load_state_dict(weights)
-    return student.eval()

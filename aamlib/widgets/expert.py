@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from aamlib import figures
 from aamlib.cards import read_card
+from aamlib.checkpoints import load_student
 from aamlib.config import ConfigError
-from aamlib.distill import load_student
 from aamlib.experts import EXPERTS_DIR, ExpertError, load_expert
 from aamlib.files import RunFolderError
 from aamlib.games import action_names, colour_frames, record_game, watch
