@@ -6,8 +6,7 @@ uncertainty, asks a frozen expert about the most uncertain share and learns soft
 
 Departures from the 2020 study: 40 environments instead of one; the T dropout masks are drawn once per scoring and
 shared by all states; dropout is off in evaluation (the study left it on); evaluation has environments of its own; the
-frames before a game's first are zeros; ties at the cut are broken at random. The bundled experts have normalised layers
-and were trained by PQN instead of DQN with a replay memory.
+frames before a game's first are zeros; ties at the cut are broken at random; the bundled experts are trained by PQN.
 """
 
 from __future__ import annotations
@@ -127,10 +126,9 @@ class Distillation:
                     self.report("running")
                     bar.set_postfix(score=self.last_score(), labels=f"{self.labels_used:,}", refresh=False)
                     bar.update(self.agent_steps - bar.n)
-            if self.seconds:
+            if self.seconds:  # else nothing was done, and the only checkpoint is left alone
                 self.save(keep=1)
-            else:  # nothing was done: the only checkpoint is left alone
-                self.write_tables()
+            self.write_tables()
             status = "finished" if self.agent_steps >= total else "label budget used"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -322,8 +320,7 @@ class Distillation:
         facts = {"round": self.round, "expert_sha256": expert_hash, "precision": self.precision}
         record_start(self.run_dir, threads=torch.get_num_threads(), **facts)
         self.probes = load_probes(self.probes_dir, self.expert, self.config)
-        stream = f"games {self.round}"
-        self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, stream, self.config.n_envs))
+        self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, f"games {self.round}", self.config.n_envs))
         self.started = np.ones(self.config.n_envs, dtype=bool)
 
     def report(self, status: str) -> None:
