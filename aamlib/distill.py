@@ -261,8 +261,6 @@ class Distillation:
         """A generator for a purpose in this round."""
         return torch.Generator().manual_seed(self.seed(purpose))
 
-    # Records
-
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the block's wall time to the phase."""
