@@ -38,16 +38,7 @@ from aamlib.experts import ExpertError, expert_path, fingerprint, label, load_ex
 from aamlib.files import RunFolderError, lock_run, write_csv, write_json
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
-from aamlib.runs import (
-    EVALUATIONS,
-    METRICS,
-    Run,
-    check_settings,
-    open_run,
-    read_starts,
-    record_start,
-    write_selection,
-)
+from aamlib.runs import EVALUATIONS, METRICS, Run, open_run, read_starts, record_start, write_selection
 
 _COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")
 
@@ -126,9 +117,10 @@ class Distillation:
                     self.report("running")
                     bar.set_postfix(score=self.last_score(), labels=f"{self.labels_used:,}", refresh=False)
                     bar.update(self.agent_steps - bar.n)
-            if self.seconds:  # else nothing was done, and the only checkpoint is left alone
+            if self.seconds:
                 self.save(keep=1)
-            self.write_tables()
+            else:  # nothing was done: the only checkpoint is left alone
+                self.write_tables()
             status = "finished" if self.agent_steps >= total else "label budget used"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -261,6 +253,8 @@ class Distillation:
         """A generator for a purpose in this round."""
         return torch.Generator().manual_seed(self.seed(purpose))
 
+    # Records
+
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the block's wall time to the phase."""
@@ -298,7 +292,6 @@ class Distillation:
 
     def open(self) -> None:
         """Check that the folder is this run's, take up its newest checkpoint, and start games."""
-        check_settings(self.run_dir, self.config.asdict())
         starts, expert_hash = read_starts(self.run_dir), fingerprint(self.expert)
         if starts and starts[0]["expert_sha256"] != expert_hash:
             raise RunFolderError(f"{self.run_dir} was labelled by an expert with other weights; choose another folder.")

@@ -119,14 +119,10 @@ def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     functions are the same run, so any stands for any.
     """
     ours = curves.assign(end=curves.groupby("run")["agent_steps"].transform("max")).dropna(subset="smoothed")
-    points = study.reset_index(drop=True).rename_axis("point").reset_index()
-    pairs = _pairs(points, ours)
+    pairs = _pairs(study, ours.drop(columns="score").rename(columns={"smoothed": "score_ours"}))
     pairs = pairs[pairs["end"] >= pairs["agent_steps"]]
     pairs["distance"] = (pairs["agent_steps_ours"] - pairs["agent_steps"]).abs()
-    nearest = pairs.sort_values("distance").groupby(["point", "run"]).head(1).groupby("point")["smoothed"]
-    table = points.drop(columns="point").assign(score_ours=nearest.mean(), seeds_ours=nearest.size())
-    table["seeds_ours"] = table["seeds_ours"].fillna(0).astype(int)
-    return table
+    return _add_means(study, pairs.sort_values("distance").groupby(["point", "run"]).head(1), ["score_ours"])
 
 
 def losses_beside_study(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
@@ -137,11 +133,7 @@ def losses_beside_study(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFr
     """
     losses = full_pool(metrics).groupby([*TREATMENT, "run"])["loss"]
     ours = losses.agg(first_ours=lambda loss: loss.head(LAST).mean(), last_ours=lambda loss: loss.tail(LAST).mean())
-    points = study.reset_index(drop=True).rename_axis("point").reset_index()
-    runs = _pairs(points, ours.reset_index()).groupby("point")[["first_ours", "last_ours"]]
-    table = points.drop(columns="point").join(runs.mean()).assign(seeds_ours=runs.size())
-    table["seeds_ours"] = table["seeds_ours"].fillna(0).astype(int)
-    return table
+    return _add_means(study, _pairs(study, ours.reset_index()), ["first_ours", "last_ours"])
 
 
 def full_pool(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -149,13 +141,21 @@ def full_pool(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[(metrics["round"] > 0) & (metrics["pool_states"] == metrics["pool_size"])]
 
 
-def _pairs(points: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """Every point of the study with every row of ours of the same game, share and function."""
+def _pairs(study: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+    """Every row of the study's table, numbered as `point`, with every row of ours of the same treatment."""
+    points = study.reset_index(drop=True).rename_axis("point").reset_index()
     left, right = (
         table.assign(function=table["acquisition"].where(table["query_fraction"] < 1, "any"))
         for table in (points, ours)
     )
     return left.merge(right, on=["game", "query_fraction", "function"], suffixes=("", "_ours"))
+
+
+def _add_means(study: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The study's table with the means of these columns over the runs of each point, and seeds_ours, their number."""
+    of_point = runs.groupby("point")[columns]
+    table = study.reset_index(drop=True).join(of_point.mean()).assign(seeds_ours=of_point.size())
+    return table.assign(seeds_ours=table["seeds_ours"].fillna(0).astype(int))
 
 
 def to_markdown(table: pd.DataFrame) -> str:
