@@ -40,7 +40,7 @@ def save_checkpoint(
     folder.mkdir(exist_ok=True)
     weights, state = folder / f"{number:06d}.safetensors", folder / f"{number:06d}.pt"
     write_bytes(weights, safetensors.torch.save({name: tensor.contiguous() for name, tensor in student.items()}))
-    write_torch(state, {**content, "labelled": pool.labelled})
+    write_torch(state, {**content, "labels": pool.labels})
     files = [weights, state, *_save_pool(run_dir / "pool", pool)]
     write_json(state.with_suffix(".json"), {str(path.relative_to(run_dir)): file_hash(path) for path in files})
 
@@ -69,7 +69,7 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
             weights, state, *segments = (run_dir / name for name in hashes)
             content = read_torch(state)
             pool.restore([load_arrays(segment) for segment in segments])
-            pool.labelled = content.pop("labelled")
+            pool.labels = content.pop("labels")
             _drop_segments(run_dir, pool.n_steps)
             return safetensors.torch.load_file(weights), content
         message = f"checkpoint {manifest.stem} of {run_dir} is damaged ({', '.join(damaged)}); taking the one before."

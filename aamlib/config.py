@@ -188,7 +188,11 @@ class ExperimentConfig(Config):
     probe_states: int = setting(2_000, "states in each of the two probe sets", minimum=1)
     recorded_states: int = setting(2_000, "of queried, and of random, states: most that a round records", minimum=1)
     recorded_stacks: int = setting(200, "of each, most that are recorded with frames and samples", minimum=0)
-    precision: str = setting("auto", "of matrix products; auto: the faster", choices=("auto", "float32", "bfloat16"))
+    precision: str = setting(
+        "auto",
+        "of matrix products; auto: the faster of the two, and int8 for scores that decide nothing",
+        choices=("auto", "float32", "bfloat16"),
+    )
     device: str = setting("cpu", "torch device, such as cpu or cuda")
 
     def __post_init__(self) -> None:

@@ -29,16 +29,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from aamlib.acquisition import ACQUISITIONS, choose, find_acquisition
+from aamlib import int8
+from aamlib.acquisition import choose, find_acquisition
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
 from aamlib.checkpoints import load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import ExpertError, expert_path, fingerprint, label, load_expert
 from aamlib.files import RunFolderError, lock_run, write_csv, write_json
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, reduced_precision
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, flushed_denormals, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import EVALUATIONS, METRICS, Run, open_run, read_starts, record_start, write_selection
+from aamlib.scoring import score_pool
 
 _COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")
 
@@ -59,7 +61,7 @@ def distill(config: ExperimentConfig, run_dir: str | Path, *, expert: nn.Module 
     RunFolderError
         The folder is in use, belongs to another configuration, or cannot be written.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), flushed_denormals():
         distillation = Distillation(config, run_dir, expert)
         with lock_run(run_dir):
             return distillation.run()
@@ -70,7 +72,7 @@ class Distillation:
 
     def __init__(self, config: ExperimentConfig, run_dir: str | Path, expert: nn.Module | None = None) -> None:
         self.config, self.run_dir = config, Path(run_dir).absolute()
-        self.acquisition = find_acquisition(config.acquisition)
+        find_acquisition(config.acquisition)  # one that does not exist is refused before anything is written
         if expert is None:
             path = expert_path(config.expert or config.game)
             expert, self.probes_dir, expert_name = load_expert(path), path.parent, str(path)
@@ -178,34 +180,25 @@ class Distillation:
 
     def query(self, heads: Float[Tensor, "T A F"]) -> Int64[Tensor, " K"]:
         """Score every state of the pool, unless all are wanted; return the ids of the most uncertain share."""
-        ids, generator = self.pool.ids(), self.generator("acquisition")
+        ids = self.pool.ids()
         query_size = int(min(self.config.query_size(len(ids)), self.labels_left()))
         if query_size == len(ids):
             return ids
-        scores = [self.score(batch, heads, generator) for batch in ids.split(FORWARD_BATCH)]
-        return ids[choose(torch.cat(scores), query_size, self.generator("ties"))]
-
-    def score(
-        self, ids: Int64[Tensor, " N"], heads: Float[Tensor, "T A F"], generator: torch.Generator
-    ) -> Float[Tensor, " N"]:
-        """The acquisition function's scores of states of the pool."""
-        if self.acquisition is ACQUISITIONS["random"]:  # it reads N alone: no passes are needed
-            return self.acquisition(torch.empty(len(ids), 1, 1), generator=generator)
-        q = self.student.q_samples(self.pool.read(ids).to(self.config.device), heads=heads)  # (N, T, A)
-        scores = self.acquisition(q / self.config.temperature, generator=generator).cpu()
-        if scores.shape != ids.shape:
-            raise ValueError(
-                f"acquisition {self.config.acquisition!r} returned scores of shape {tuple(scores.shape)} for "
-                f"{len(ids)} states; return one score per state, (N,)."
-            )
-        return scores
+        generator = self.generator("acquisition")
+        scores = score_pool(self.student, self.pool, heads, query_size, self.config, generator, use_int8=self.use_int8)
+        return ids[choose(scores, query_size, self.generator("ties"))]
 
     def ask(self, queried: Int64[Tensor, " K"]) -> Float[Tensor, "K A"]:
-        """The expert's Q-values of the queried states; counts the labels."""
+        """The expert's Q-values of the queried states, those of earlier rounds from memory; counts the labels."""
+
+        def ask(ids: Int64[Tensor, " M"]) -> Float[Tensor, "M A"]:
+            batches = ids.split(FORWARD_BATCH)
+            return torch.cat([label(self.expert, self.pool.read(batch), self.config.device) for batch in batches])
+
+        labels, n_new = self.pool.label(queried, ask)
         self.labels_used += len(queried)
-        self.unique_labels += self.pool.mark_labelled(queried)
-        batches = queried.split(FORWARD_BATCH)
-        return torch.cat([label(self.expert, self.pool.read(ids), self.config.device) for ids in batches])
+        self.unique_labels += n_new
+        return labels
 
     def train(self, queried: Int64[Tensor, " K"], labels: Float[Tensor, "K A"]) -> dict[str, float]:
         """One shuffled pass over the labelled states: cross-entropy to softmax(Q_expert / tau), summed over a batch."""
@@ -308,7 +301,10 @@ class Distillation:
             self.precision = self.config.precision
         else:
             self.precision = starts[0]["precision"] if starts else fastest_precision(self.config.device)
-        facts = {"round": self.round, "expert_sha256": expert_hash, "precision": self.precision}
+        self.use_int8 = self.config.precision == "auto" and int8.is_fast(self.config.device)
+        facts = {
+            "round": self.round, "expert_sha256": expert_hash, "precision": self.precision, "int8": self.use_int8,
+        }  # fmt: skip
         record_start(self.run_dir, threads=torch.get_num_threads(), **facts)
         self.probes = load_probes(self.probes_dir, self.expert, self.config)
         self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, f"games {self.round}", self.config.n_envs))

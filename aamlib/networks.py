@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, UInt8
@@ -31,12 +31,21 @@ class PixelConv2d(nn.Conv2d):
 
     def forward(self, states: UInt8[Tensor, "N 4 84 84"]) -> Float[Tensor, "N C 20 20"]:
         """Sums of products, channels last in memory."""
+        weight = (self.blocks_weight() / 255).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(self.blocks(states).to(weight.dtype), weight, self.bias)
+
+    @staticmethod
+    def blocks(states: UInt8[Tensor, "N 4 84 84"]) -> UInt8[Tensor, "N 64 21 21"]:
+        """The blocks of pixels, channels last in memory."""
         n = len(states)
         four_pixels = states.contiguous().view(torch.int32).view(n, 4, 21, 4, 21)  # frame, block, its row, block
-        blocks = four_pixels.permute(0, 2, 4, 1, 3).reshape(n, 21, 21, 16).view(torch.uint8)  # (N, 21, 21, 64)
+        blocks = four_pixels.permute(0, 2, 4, 1, 3).reshape(n, 21, 21, 16).view(torch.uint8)
+        return blocks.permute(0, 3, 1, 2)
+
+    def blocks_weight(self) -> Float[Tensor, "C 64 2 2"]:
+        """The weights, put in the order of the blocks."""
         weight = self.weight.unflatten(3, (2, 4)).unflatten(2, (2, 4))  # channel, frame, block, row, block, pixel
-        weight = (weight / 255).permute(0, 1, 3, 5, 2, 4).flatten(1, 3).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(blocks.to(weight.dtype).permute(0, 3, 1, 2), weight, self.bias)
+        return weight.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
 class NatureDQN(nn.Module):
@@ -128,6 +137,7 @@ class MCDropoutDQN(NatureDQN):
         *,
         heads: Float[Tensor, "T A F"] | None = None,
         generator: torch.Generator | None = None,
+        trunk: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "N T A"]:
         """Q-values of T dropout passes, float32 (N, T, A), without gradient; the masks are shared by all N states.
 
@@ -141,12 +151,14 @@ class MCDropoutDQN(NatureDQN):
             Masked weights from `sample_heads`, to score many batches under the same masks.
         generator:
             Source of the masks; torch's global one when None.
+        trunk:
+            Maps the states to features (N, 512) in place of the student's own trunk, as an `Int8Trunk` does.
         """
         with torch.no_grad():
             if heads is None:
                 heads = self.sample_heads(n_samples, generator)
             n_heads, n_actions, _ = heads.shape
-            q_values = F.linear(self.features(states), heads.flatten(0, 1), self.head.bias.repeat(n_heads))
+            q_values = F.linear((trunk or self.features)(states), heads.flatten(0, 1), self.head.bias.repeat(n_heads))
             return q_values.float().view(-1, n_heads, n_actions)  # (N, T·A) -> (N, T, A)
 
 
@@ -155,6 +167,20 @@ def reduced_precision(precision: str, device: str = "cpu") -> Iterator[None]:
     """Run matrix products in `precision` ("float32" or "bfloat16") within the block; weights stay float32."""
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
         yield
+
+
+@contextlib.contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Take numbers too small for the normal range (below 1.2e-38) as 0 within the block.
+
+    Adam's moments of weights without gradient decay to such numbers, and stay; with them in every sixth place of a
+    trained student's, as was seen, a step of the optimiser takes a CPU five times as long.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def fastest_precision(device: str = "cpu") -> str:

@@ -6,9 +6,11 @@ environment, and stacks are put together on read: 7 kB a state instead of 28.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from aamlib.config import ConfigError
@@ -47,7 +49,7 @@ class FramePool:
         self.frames = torch.from_numpy(np.zeros((n_envs * self.n_rows + 1, *FRAME_SHAPE), np.uint8))
         self.zero_row = n_envs * self.n_rows
         self.age = torch.zeros(n_envs, self.n_rows, dtype=torch.uint8)  # steps since the game's start, up to 3
-        self.labelled = torch.zeros(n_envs, self.n_rows, dtype=torch.bool)
+        self.labels = torch.empty(n_envs, self.n_rows, 0)  # (E, rows, A) after the first; NaN: not asked about
         self.n_steps = 0  # ever added
 
     def __len__(self) -> int:
@@ -64,7 +66,7 @@ class FramePool:
         self._rows(row)[:] = torch.from_numpy(frames)
         age = (self.age[:, row - 1] + 1).clamp_max(STACK - 1)
         self.age[:, row] = torch.where(torch.from_numpy(started), 0, age)
-        self.labelled[:, row] = False
+        self.labels[:, row] = torch.nan
         self.n_steps += 1
 
     def read(self, ids: Int64[Tensor, " N"]) -> UInt8[Tensor, "N 4 84 84"]:
@@ -75,12 +77,21 @@ class FramePool:
         rows[back > self.age[env, row][:, None]] = self.zero_row
         return self.frames.index_select(0, rows.flatten()).view(-1, STACK, *FRAME_SHAPE)
 
-    def mark_labelled(self, ids: Int64[Tensor, " N"]) -> int:
-        """Remember that these (distinct) states have been asked about; returns how many had not been before."""
+    def label(
+        self, ids: Int64[Tensor, " N"], ask: Callable[[Int64[Tensor, " M"]], Float[Tensor, "M A"]]
+    ) -> tuple[Float[Tensor, "N A"], int]:
+        """The labels of the (distinct) states `ids`, float32 (N, A); `ask` gives those that no state has yet.
+
+        Returns also how many those were. Raises IndexError for a state that is not in the pool.
+        """
         env, row = self._locate(ids)
-        fresh = int((~self.labelled[env, row]).sum())
-        self.labelled[env, row] = True
-        return fresh
+        unknown = self.labels[env, row].isnan().all(dim=1)  # of the empty labels at the start all are
+        if unknown.any():
+            answers = ask(ids[unknown])
+            if not self.labels.numel():
+                self.labels = torch.full((*self.labels.shape[:2], answers.shape[1]), torch.nan)
+            self.labels[env[unknown], row[unknown]] = answers
+        return self.labels[env, row], int(unknown.sum())
 
     def segment(self, first_step: int, last_step: int) -> dict[str, np.ndarray]:
         """What `add` was given in the steps [first, last). Raises IndexError for frames that are overwritten."""

@@ -94,27 +94,6 @@ def test_of_the_whole_pool_all_functions_are_the_same_run(with_settings, tmp_pat
     assert runs[0].metrics["labels_used"].tolist() == [0, 320, 640]
 
 
-def test_chance_looks_at_nothing(with_settings, tmp_path, monkeypatch):
-    """Scores as pure chance would give them, and not one pass of the student over the pool."""
-    seen = []
-    score = Distillation.score
-
-    def count(self, ids, *rest):
-        with monkeypatch.context() as patch:
-            patch.setattr(aamlib.MCDropoutDQN, "q_samples", lambda *_, **__: pytest.fail("a pass was made"))
-            scores = score(self, ids, *rest)
-        seen.append((len(ids), scores))
-        return scores
-
-    monkeypatch.setattr(Distillation, "score", count)
-    aamlib.distill(with_settings(acquisition="random", total_steps=320), tmp_path / "run")
-    assert sum(n for n, _ in seen) == 320
-    scores = torch.cat([scores for _, scores in seen])
-    assert scores.shape == (320,)
-    assert scores.unique().numel() == 320
-    assert 0.4 < scores.mean() < 0.6
-
-
 def test_recorded_states_carry_frames_samples_and_the_experts_q_values(finished, tiny, pong_expert):
     selection = finished.selection(4)
     with_frames = selection.dropna(subset=["frames"])

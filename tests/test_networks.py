@@ -2,12 +2,8 @@
 
 import pytest
 import torch
-from scipy.stats import spearmanr
 from torch import nn
 
-import aamlib
-from aamlib.acquisition import choose
-from aamlib.diagnosis import load_probes
 from aamlib.networks import MCDropoutDQN, NatureDQN, fastest_precision, reduced_precision
 
 DROPOUT = 0.3
@@ -161,37 +157,6 @@ def test_bfloat16_stays_close_and_float32_exact(student, states):
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.03 * exact.abs().max().item())
     assert student.head.weight.dtype == torch.float32
     assert torch.equal(student(states), exact)  # the block is over
-
-
-@pytest.fixture(scope="module")
-def logits_in_both_precisions():
-    """Of a trained student, on states of the expert and of random play, under the same masks."""
-    student = aamlib.load_student(aamlib.DATA_DIR / "sample" / "pong-bald")
-    probes = load_probes(aamlib.DATA_DIR / "experts", aamlib.load_expert("pong"), aamlib.ExperimentConfig())
-    states = torch.cat([probe.states[:1000] for probe in probes.values()])
-    heads = student.sample_heads(10, seeded(0))
-    logits = {}
-    for precision in ("float32", "bfloat16"):
-        with reduced_precision(precision):
-            samples = [student.q_samples(batch, heads=heads) for batch in states.split(128)]
-        logits[precision] = torch.cat(samples) / 0.1
-    return logits
-
-
-@pytest.mark.parametrize("name", ["entropy", "bald"])
-def test_bfloat16_ranks_states_as_float32_does(logits_in_both_precisions, name):
-    scores = [aamlib.ACQUISITIONS[name](logits).numpy() for logits in logits_in_both_precisions.values()]
-    assert spearmanr(*scores).statistic >= 0.99
-    chosen = [choose(torch.from_numpy(s), 100, seeded(0)).tolist() for s in scores]
-    assert len({*chosen[0]} & {*chosen[1]}) >= 95, "of the 5 % that are asked about"
-
-
-def test_bfloat16_leaves_nearly_all_votes_as_they_are(logits_in_both_precisions):
-    """A vote turns where two actions are as good as equal: variation ratio, which counts votes, shifts the most."""
-    votes = [logits.argmax(dim=-1) for logits in logits_in_both_precisions.values()]
-    assert (votes[0] == votes[1]).float().mean() >= 0.98
-    ratios = [aamlib.ACQUISITIONS["variation_ratio"](logits) for logits in logits_in_both_precisions.values()]
-    assert spearmanr(*ratios).statistic >= 0.98
 
 
 def test_fastest_precision_is_one_of_the_two():

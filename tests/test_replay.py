@@ -76,19 +76,26 @@ def test_states_outside_the_pool_are_refused(n_steps):
     fill(pool, games, [[False, False]] * n_steps)
     first, last = max(0, n_steps - 6) * 2, n_steps * 2
     for outside in (first - 1, last):
-        for use in (pool.read, pool.mark_labelled):
+        for use in (pool.read, lambda ids, pool=pool: pool.label(ids, answers)):
             with pytest.raises(IndexError, match="not all in the pool"):
                 use(torch.tensor([*range(first, last), outside]))
 
 
+def answers(ids):
+    """Labels (N, 2) that tell whose they are."""
+    return torch.stack([ids, -ids], dim=1).float()
+
+
 @given(scripts(), st.data())
-def test_each_state_counts_as_newly_labelled_once(script, data):
+def test_each_state_is_asked_about_once_and_keeps_its_label(script, data):
     n_envs, steps_kept, starts = script
     pool, games, labelled = FramePool(steps_kept * n_envs, n_envs), ScriptedGames(n_envs), set()
     for started in starts:
         fill(pool, games, [started])
         ids = data.draw(st.lists(st.sampled_from(pool.ids().tolist()), unique=True, max_size=4))
-        assert pool.mark_labelled(torch.tensor(ids, dtype=torch.int64)) == len(set(ids) - labelled)
+        labels, n_new = pool.label(torch.tensor(ids, dtype=torch.int64), answers)
+        assert labels.tolist() == [[i, -i] for i in ids]
+        assert n_new == len(set(ids) - labelled)
         labelled.update(ids)
 
 
@@ -96,7 +103,9 @@ def test_label_of_an_overwritten_state_does_not_pass_to_its_successor():
     pool, games = FramePool(2, 2), ScriptedGames(2)
     for _ in range(3 * pool.n_rows):
         fill(pool, games, [[False, False]])
-        assert pool.mark_labelled(pool.ids()) == 2
+        labels, n_new = pool.label(pool.ids(), answers)
+        assert n_new == 2
+        assert labels[:, 0].tolist() == pool.ids().tolist()
 
 
 @given(scripts(), st.data())

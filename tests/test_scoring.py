@@ -1,0 +1,176 @@
+"""Reduced precision chooses what float32 chooses: on a trained student, under the same masks."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+import aamlib
+from aamlib import int8, scoring
+from aamlib.acquisition import choose
+from aamlib.diagnosis import load_probes
+from aamlib.int8 import Int8Trunk
+from aamlib.networks import reduced_precision
+from aamlib.replay import FramePool
+from aamlib.scoring import refine, score_pool
+
+needs_int8 = pytest.mark.skipif(not int8.is_fast(), reason="eight-bit products need a processor with VNNI.")
+QUERY_SIZE = 200
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+class Pool(FramePool):
+    """States that were not collected by a run."""
+
+    def __init__(self, states):
+        self.states = states
+
+    def ids(self):
+        return torch.arange(len(self.states))
+
+    def read(self, ids):
+        return self.states[ids]
+
+
+@pytest.fixture(scope="module")
+def student():
+    return aamlib.load_student(aamlib.DATA_DIR / "sample" / "pong-bald")
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """States of the expert and of random play."""
+    probes = load_probes(aamlib.DATA_DIR / "experts", aamlib.load_expert("pong"), aamlib.ExperimentConfig())
+    return Pool(torch.cat([probe.states for probe in probes.values()]))
+
+
+@pytest.fixture(scope="module")
+def heads(student):
+    return student.sample_heads(10, seeded(0))
+
+
+def logits(student, pool, heads, trunk=None):
+    batches = pool.states.split(128)
+    return torch.cat([student.q_samples(batch, heads=heads, trunk=trunk) for batch in batches]) / 0.1
+
+
+@pytest.fixture(scope="module")
+def exact(student, pool, heads):
+    with reduced_precision("float32"):
+        return logits(student, pool, heads)
+
+
+@pytest.fixture(scope="module", params=["bfloat16", pytest.param("int8", marks=needs_int8)])
+def reduced(request, student, pool, heads):
+    if request.param == "int8":
+        return logits(student, pool, heads, Int8Trunk(student, pool.states[::8]))
+    with reduced_precision("bfloat16"):
+        return logits(student, pool, heads)
+
+
+def chosen(scores, query_size=QUERY_SIZE):
+    return set(choose(scores, query_size, seeded(0)).tolist())
+
+
+@pytest.mark.parametrize("name", ["entropy", "bald"])
+def test_reduced_precision_ranks_states_as_float32_does(exact, reduced, name):
+    scores = [aamlib.ACQUISITIONS[name](values) for values in (exact, reduced)]
+    assert not torch.equal(*scores)
+    assert spearmanr(*scores).statistic >= 0.99
+    assert len(chosen(scores[0]) & chosen(scores[1])) >= 0.95 * QUERY_SIZE
+
+
+def test_reduced_precision_leaves_nearly_all_votes_as_they_are(exact, reduced):
+    """A vote turns where two actions are as good as equal: variation ratio, which counts votes, shifts the most."""
+    assert (exact.argmax(dim=-1) == reduced.argmax(dim=-1)).float().mean() >= 0.97
+    ratios = [aamlib.ACQUISITIONS["variation_ratio"](values) for values in (exact, reduced)]
+    assert spearmanr(*ratios).statistic >= 0.95
+
+
+@needs_int8
+@pytest.mark.parametrize("name", ["entropy", "bald", "variation_ratio"])
+def test_a_pool_scored_mostly_in_int8_is_asked_the_same(student, pool, heads, exact, name, monkeypatch):
+    monkeypatch.setattr(scoring, "ROUGH_FROM", 1_000)
+    config = aamlib.ExperimentConfig(acquisition=name)
+    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), use_int8=True)
+    expected = aamlib.ACQUISITIONS[name](exact)
+    assert not torch.equal(scores, expected)
+    assert len(chosen(scores) & chosen(expected)) >= 0.99 * QUERY_SIZE
+
+
+def test_without_int8_and_in_small_pools_all_scores_are_exact(student, pool, heads, exact):
+    config = aamlib.ExperimentConfig(acquisition="bald")
+    for use_int8 in (False, True):
+        scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), use_int8=use_int8)
+        torch.testing.assert_close(scores, aamlib.ACQUISITIONS["bald"](exact), rtol=0, atol=1e-5)
+
+
+def test_chance_looks_at_nothing(student, pool, heads, monkeypatch):
+    """Scores as pure chance would give them, and not one pass of the student over the pool."""
+    monkeypatch.setattr(Pool, "read", lambda *_: pytest.fail("states were read"))
+    config = aamlib.ExperimentConfig(acquisition="random")
+    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), use_int8=True)
+    assert scores.shape == (len(pool.states),)
+    assert scores.unique().numel() > 0.99 * len(scores)
+    assert 0.45 < scores.mean() < 0.55
+
+
+@pytest.mark.parametrize("query_size", [1, 500, 10_000, 19_999])
+def test_refining_chooses_what_exact_scores_choose(query_size):
+    rng = np.random.default_rng(0)
+    exact = torch.from_numpy(rng.exponential(size=20_000))
+    rough = exact + torch.from_numpy(0.01 * rng.normal(size=20_000))
+    asked = []
+
+    def look(positions):
+        asked.append(len(positions))
+        return exact[positions]
+
+    refined = refine(rough, look, query_size, seeded(0))
+    assert len(chosen(refined, query_size) & chosen(exact, query_size)) >= 0.999 * query_size
+    assert sum(asked) < 0.15 * len(exact)
+    changed = refined != rough
+    assert torch.equal(refined[changed], exact[changed])
+
+
+def test_scores_that_differ_at_every_call_are_all_taken_from_the_exact_ones():
+    exact = torch.rand(20_000, generator=seeded(1))
+    refined = refine(torch.rand(20_000, generator=seeded(0)), lambda positions: exact[positions], 2_000, seeded(2))
+    assert len(chosen(refined, 2_000) & chosen(exact, 2_000)) >= 0.98 * 2_000
+
+
+@needs_int8
+def test_features_in_int8_are_near(student, pool):
+    states = pool.states[::40]
+    trunk = Int8Trunk(student, pool.states[::8])
+    with torch.no_grad():
+        features = student.features(states)
+    assert trunk(states).shape == features.shape
+    assert trunk(states).dtype == torch.float32
+    assert (trunk(states) - features).norm() < 0.05 * features.norm()
+    assert not torch.equal(trunk(states), features)
+
+
+@needs_int8
+def test_int8_serves_networks_with_dead_units_and_biases():
+    torch.manual_seed(0)
+    network = aamlib.NatureDQN(4, conv_bias=True)
+    with torch.no_grad():
+        for layer in (network.trunk[0], network.trunk[3], network.trunk[10]):
+            layer.weight[:5] = 0
+            layer.bias[:] = 0.1 * torch.randn_like(layer.bias)
+        states = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=seeded(0))
+        features = network.features(states)
+    assert (Int8Trunk(network, states)(states) - features).norm() < 0.05 * features.norm()
+
+
+@pytest.mark.slow
+def test_a_run_records_how_it_scored(with_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "ROUGH_FROM", 300)
+    for precision, expected in (("float32", False), ("auto", int8.is_fast())):
+        run = aamlib.distill(with_settings(precision=precision, total_steps=480), tmp_path / precision)
+        assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [expected]
+        assert run.metrics["labels_used"].iloc[-1] == 64
