@@ -160,7 +160,8 @@ def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Genera
 
 def _policies(logits: Tensor, min_samples: int) -> Tensor:
     _check(logits, min_samples)
-    return torch.softmax(logits, dim=-1)
+    action_major = logits.transpose(1, 2).contiguous()  # a softmax over a few neighbours is slow on a CPU
+    return torch.softmax(action_major, dim=1).transpose(1, 2)
 
 
 def _check(logits: Tensor, min_samples: int) -> None:

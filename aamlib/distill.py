@@ -88,6 +88,7 @@ class Distillation:
                 "give an expert of this game."
             )
         torch.manual_seed(config.seed)
+        self.use_int8 = config.precision == "auto" and int8.is_fast(config.device)
         self.student = MCDropoutDQN(required, dropout=config.dropout).to(config.device)
         self.pool = FramePool(config.pool_size, config.n_envs)
         self.round = self.agent_steps = self.labels_used = self.unique_labels = 0
@@ -301,7 +302,6 @@ class Distillation:
             self.precision = self.config.precision
         else:
             self.precision = starts[0]["precision"] if starts else fastest_precision(self.config.device)
-        self.use_int8 = self.config.precision == "auto" and int8.is_fast(self.config.device)
         facts = {
             "round": self.round, "expert_sha256": expert_hash, "precision": self.precision, "int8": self.use_int8,
         }  # fmt: skip
