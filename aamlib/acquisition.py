@@ -6,7 +6,7 @@ are in nats, and
     predictive entropy (total) = expected entropy (aleatoric) + BALD (epistemic).
 
 Your own function takes the same arguments; name it "my_module:my_function". It is called on chunks of the pool, with
-the same T masks for every state.
+the same T masks for every state; in a round up to four times on some states, first with rough logits.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Genera
 
 def _policies(logits: Tensor, min_samples: int) -> Tensor:
     _check(logits, min_samples)
-    action_major = logits.transpose(1, 2).contiguous()  # a softmax over a few neighbours is slow on a CPU
+    action_major = logits.transpose(1, 2).contiguous()  # over fewer than 16 neighbours, softmax is slow on a CPU
     return torch.softmax(action_major, dim=1).transpose(1, 2)
 
 

@@ -37,7 +37,7 @@ from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import ExpertError, expert_path, fingerprint, label, load_expert
 from aamlib.files import RunFolderError, lock_run, write_csv, write_json
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, flushed_denormals, reduced_precision
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, clear_moments, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import EVALUATIONS, METRICS, Run, open_run, read_starts, record_start, write_selection
 from aamlib.scoring import score_pool
@@ -61,7 +61,7 @@ def distill(config: ExperimentConfig, run_dir: str | Path, *, expert: nn.Module 
     RunFolderError
         The folder is in use, belongs to another configuration, or cannot be written.
     """
-    with torch.random.fork_rng(devices=[]), flushed_denormals():
+    with torch.random.fork_rng(devices=[]):
         distillation = Distillation(config, run_dir, expert)
         with lock_run(run_dir):
             return distillation.run()
@@ -88,7 +88,7 @@ class Distillation:
                 "give an expert of this game."
             )
         torch.manual_seed(config.seed)
-        self.use_int8 = config.precision == "auto" and int8.is_fast(config.device)
+        self.use_int8 = False
         self.student = MCDropoutDQN(required, dropout=config.dropout).to(config.device)
         self.pool = FramePool(config.pool_size, config.n_envs)
         self.round = self.agent_steps = self.labels_used = self.unique_labels = 0
@@ -192,11 +192,11 @@ class Distillation:
     def ask(self, queried: Int64[Tensor, " K"]) -> Float[Tensor, "K A"]:
         """The expert's Q-values of the queried states, those of earlier rounds from memory; counts the labels."""
 
-        def ask(ids: Int64[Tensor, " M"]) -> Float[Tensor, "M A"]:
+        def expert_q(ids: Int64[Tensor, " M"]) -> Float[Tensor, "M A"]:
             batches = ids.split(FORWARD_BATCH)
             return torch.cat([label(self.expert, self.pool.read(batch), self.config.device) for batch in batches])
 
-        labels, n_new = self.pool.label(queried, ask)
+        labels, n_new = self.pool.label(queried, expert_q)
         self.labels_used += len(queried)
         self.unique_labels += n_new
         return labels
@@ -206,7 +206,10 @@ class Distillation:
         self.student.train()
         loss_sum = agreed = 0.0
         targets = torch.softmax(labels / self.config.temperature, dim=1).to(self.config.device)
-        for batch in torch.randperm(len(queried), generator=self.generator("shuffle")).split(self.config.batch_size):
+        order = torch.randperm(len(queried), generator=self.generator("shuffle"))
+        for step, batch in enumerate(order.split(self.config.batch_size)):
+            if step % 250 == 0:
+                clear_moments(self.optimiser)
             states = self.pool.read(queried[batch]).to(self.config.device)
             q = self.student(states)
             loss = F.cross_entropy(q / self.config.temperature, targets[batch], reduction="sum")
@@ -301,7 +304,9 @@ class Distillation:
         if self.config.precision != "auto":
             self.precision = self.config.precision
         else:
-            self.precision = starts[0]["precision"] if starts else fastest_precision(self.config.device)
+            can_int8 = int8.is_fast(self.config.device)
+            self.precision = starts[-1]["precision"] if starts else fastest_precision(self.config.device)
+            self.use_int8 = can_int8 and (starts[-1].get("int8", False) if starts else True)
         facts = {
             "round": self.round, "expert_sha256": expert_hash, "precision": self.precision, "int8": self.use_int8,
         }  # fmt: skip

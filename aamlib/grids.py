@@ -182,14 +182,14 @@ def _name(varied: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.=+-]+", ".", "-".join(parts)).strip(".")
 
 
-# Time and disk. The defaults: a run of the preset "quick" (Pong, BALD, 22 rounds) on two cores with two
-# threads, torch 2.13, float32. Seconds per unit of work, and bytes.
+# Time and disk. The defaults: a run of the preset "quick" (Pong, BALD, 10 rounds) on two idle cores with two
+# threads, torch 2.13, float32 and int8. Seconds per unit of work, and bytes.
 SECONDS = {
-    "agent_step": 5.3e-4,
-    "pool_state": 1.1e-4,  # scored, T = 10
-    "query": 5.4e-4,  # labelled and trained on
-    "round": 1.5,  # probe sets, recorded selection, checkpoint
-    "game": 1.86,  # evaluated
+    "agent_step": 4.3e-4,
+    "pool_state": 5.4e-5,  # scored, T = 10
+    "query": 4.3e-4,  # labelled and trained on
+    "round": 1.6,  # probe sets, recorded selection, checkpoint
+    "game": 1.36,  # evaluated
 }
 BYTES = {"run": 20.7e6, "pool_state": 72.0, "recorded_state": 58.0}  # checkpoint and figures; frames; selections
 

@@ -1,4 +1,4 @@
-"""The student's trunk in eight-bit products: four times the rate of float32's on a processor with VNNI, but rough.
+"""The student's trunk in eight-bit products: four times the rate of float32's on a CPU with AVX-512 VNNI, but rough.
 
 Frames are bytes as they are; weights and the outputs of the layers between are rounded to 8 bits. What that shifts on
 average is added back (bias correction; Nagel et al. 2019, arXiv:1906.04721).
@@ -6,16 +6,28 @@ average is added back (bias correction; Nagel et al. 2019, arXiv:1906.04721).
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from aamlib.networks import NatureDQN, PixelConv2d
+from aamlib.networks import STACK_SHAPE, NatureDQN, PixelConv2d
 
 
+@functools.cache
 def is_fast(device: str = "cpu") -> bool:
-    """Whether products of bytes are fast here: on a CPU with VNNI instructions."""
-    return torch.device(device).type == "cpu" and torch.cpu._is_vnni_supported()
+    """Whether products of bytes are fast here: on a CPU with AVX-512 VNNI."""
+    if torch.device(device).type != "cpu":
+        return False
+    try:  # what tells it, and the products themselves, are no public parts of torch
+        if not torch.cpu._is_vnni_supported():
+            return False
+        Int8Trunk(NatureDQN(1), torch.zeros(2, *STACK_SHAPE, dtype=torch.uint8))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return True
 
 
 class Int8Trunk:
@@ -30,9 +42,13 @@ class Int8Trunk:
     states:
         uint8 (N, 4, 84, 84), a few hundred: their largest activations set the scales, and what rounding shifts is
         averaged over them.
+
+    Raises ValueError for a network with normalisation.
     """
 
     def __init__(self, network: NatureDQN, states: UInt8[Tensor, "N 4 84 84"]) -> None:
+        if any(isinstance(module, nn.GroupNorm) for module in network.trunk):
+            raise ValueError("the network normalises its layers' outputs, as experts do; give a student.")
         self.layers: list[_Layer] = []
         exact, rough, scale = states, PixelConv2d.blocks(states), 1 / 255
         with torch.no_grad():
@@ -66,19 +82,20 @@ class _Layer:
         self.weight_scale = weight.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / 127  # one per output channel
         rounded = (weight.transpose(0, -1) / self.weight_scale).transpose(0, -1).round().to(torch.int8).contiguous()
         self.zero_points = torch.zeros(len(weight), dtype=torch.int32)
+        self.geometry: tuple[Any, ...] = ()
+        onednn = torch.ops.onednn
         if isinstance(module, nn.Conv2d):
             stride = 1 if isinstance(module, PixelConv2d) else module.stride[0]
-            self.where = ([stride, stride], [0, 0], [1, 1], 1)  # stride, padding, dilation, groups
-            self.weight = torch.ops.onednn.qconv_prepack(rounded, self.weight_scale, input_scale, 0, *self.where, None)
-            self.product = torch.ops.onednn.qconv2d_pointwise
+            self.geometry = [stride, stride], [0, 0], [1, 1], 1  # stride, padding, dilation, groups
+            self.weight = onednn.qconv_prepack(rounded, self.weight_scale, input_scale, 0, *self.geometry, None)
+            self.product = onednn.qconv2d_pointwise
         else:
-            self.where = ()  # type: ignore[assignment]
-            self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
-            self.product = torch.ops.onednn.qlinear_pointwise
+            self.weight = onednn.qlinear_prepack(rounded, None)
+            self.product = onednn.qlinear_pointwise
 
     def __call__(self, x: UInt8[Tensor, "N ..."], *, relu: bool = True) -> Tensor:
         output_type = torch.float32 if self.output_scale is None else torch.uint8
         return self.product(
-            x, self.input_scale, 0, self.weight, self.weight_scale, self.zero_points, self.bias, *self.where,
+            x, self.input_scale, 0, self.weight, self.weight_scale, self.zero_points, self.bias, *self.geometry,
             self.output_scale or 1.0, 0, output_type, "relu" if relu else "none", [], "",
         )  # fmt: skip

@@ -24,7 +24,7 @@ from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actio
 from aamlib.config import Config, check_device, check_game, setting
 from aamlib.experts import ExpertError, load_expert
 from aamlib.files import lock_run, read_torch, write_csv, write_torch
-from aamlib.networks import STACK_SHAPE, NatureDQN, fastest_precision, flushed_denormals, reduced_precision
+from aamlib.networks import STACK_SHAPE, NatureDQN, clear_moments, fastest_precision, reduced_precision
 from aamlib.runs import check_settings, open_run
 
 _MAY_RAISE = ("total_steps",)
@@ -82,7 +82,7 @@ def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     RunFolderError
         The folder is in use, belongs to another configuration (only `total_steps` may be raised), or cannot be written.
     """
-    with torch.random.fork_rng(devices=[]), flushed_denormals(), lock_run(run_dir) as run_dir:
+    with torch.random.fork_rng(devices=[]), lock_run(run_dir) as run_dir:
         check_settings(run_dir, config.asdict(), may_raise=_MAY_RAISE)
         training = Training(config, run_dir)
         open_run(run_dir, config.asdict(), may_raise=_MAY_RAISE)
@@ -133,6 +133,7 @@ class Training:
             while self.step < config.total_steps:
                 self.act()
                 targets, loss = self.learn()
+                clear_moments(self.optimiser)
                 self.average.update_parameters(self.network)
                 bar.set_postfix(score=f"{self.training_score():.1f}", refresh=False)
                 bar.update(config.rollout_size)

@@ -28,7 +28,7 @@ class FramePool:
     Parameters
     ----------
     capacity:
-        States, a multiple of n_envs. Memory: (capacity + 3 · n_envs + 1) · 7,056 bytes.
+        States, a multiple of n_envs. Memory: (capacity + 3 · n_envs + 1) · 7,056 bytes, and 4 · A a state for labels.
     n_envs:
         E.
 

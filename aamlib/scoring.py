@@ -1,7 +1,7 @@
 """Scores of a whole pool, by far the most work of a round: mostly in eight-bit products, where these are fast.
 
-Those are rough, but few states are so near the cut between asked and not asked that it matters: only these get their
-exact scores, and what is asked about is what exact scores alone would choose.
+Those are rough, but only a state near the cut between asked and not asked can be put on the wrong side: states so near
+get their exact scores, so that nearly all that is asked about is what exact scores alone would choose.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from aamlib.acquisition import ACQUISITIONS, find_acquisition
@@ -18,9 +18,10 @@ from aamlib.int8 import Int8Trunk
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN
 from aamlib.replay import FramePool
 
-ROUGH_FROM = 10_000  # states: of fewer, those that have to be scored exactly are too large a share
+ROUGH_FROM = 10_000  # states: in a smaller pool, the samples are too large a share
 _CALIBRATION = 512
 _SAMPLE = 1_000
+_WORTH_IT = 0.6  # of the pool near the cut: with more, two scorings take longer than one
 
 
 def score_pool(
@@ -35,13 +36,14 @@ def score_pool(
 ) -> Float[Tensor, " N"]:
     """Scores of all states of the pool, in the order of its ids: those by which the `query_size` highest are chosen.
 
-    With `use_int8` the scores far from the cut are rough, in pools of at least `ROUGH_FROM` states.
+    With `use_int8` the scores far from the cut are rough, in pools of at least `ROUGH_FROM` states; unless the scores
+    of a sample show that too many lie near it, as variation ratio's few levels do for large shares.
     """
     ids, acquisition = pool.ids(), find_acquisition(config.acquisition)
     if acquisition is ACQUISITIONS["random"]:  # it reads N alone: no passes are needed
         return acquisition(torch.empty(len(ids), 1, 1), generator=generator)
 
-    def scores(positions: Int64[Tensor, " M"], trunk: Int8Trunk | None = None) -> Float[Tensor, " M"]:
+    def score(positions: Int64[Tensor, " M"], trunk: Int8Trunk | None = None) -> Float[Tensor, " M"]:
         parts = []
         for batch in ids[positions].split(FORWARD_BATCH):
             q = student.q_samples(pool.read(batch).to(config.device), heads=heads, trunk=trunk)  # (N, T, A)
@@ -51,14 +53,20 @@ def score_pool(
                     f"acquisition {config.acquisition!r} returned scores of shape {tuple(parts[-1].shape)} for "
                     f"{len(batch)} states; return one score per state, (N,)."
                 )
-        return torch.cat(parts)
+        return torch.cat(parts).double()
 
     everything = torch.arange(len(ids))
     if not (use_int8 and len(ids) >= ROUGH_FROM):
-        return scores(everything)
-    some = torch.randperm(len(ids), generator=generator)[:_CALIBRATION]
-    rough = scores(everything, Int8Trunk(student, pool.read(ids[some])))
-    return refine(rough, scores, query_size, generator)
+        return score(everything)
+    trunk = Int8Trunk(student, pool.read(ids[_draw(everything, _CALIBRATION, generator)]))
+    sample = _draw(everything, _SAMPLE, generator)
+    of_sample = max(1, round(query_size / len(ids) * len(sample)))
+    if (
+        near_cut(score(sample, trunk), lambda kept: score(sample[kept]), of_sample, generator).double().mean()
+        > _WORTH_IT
+    ):
+        return score(everything)
+    return refine(score(everything, trunk), score, query_size, generator)
 
 
 def refine(
@@ -67,25 +75,32 @@ def refine(
     query_size: int,
     generator: torch.Generator,
 ) -> Float[Tensor, " N"]:
-    """Scores that put the same states above the cut as exact ones do, most of them still rough.
+    """Rough scores, but exact ones for the states near the cut, by which other states could be chosen.
 
-    How far rough scores are off is measured where it matters, on a sample from around the cut: 99 % of it by no more
-    than some margin. States within that margin of the cut could belong on its other side, and get their exact scores.
+    `rough` is float (N,); `exact` maps positions, int64 (M,), to scores, float (M,); the `query_size` highest lie above
+    the cut; `generator` draws the sample.
+    """
+    near = torch.nonzero(near_cut(rough, exact, query_size, generator)).flatten()
+    return rough.index_copy(0, near, exact(near))
 
-    Parameters
-    ----------
-    rough:
-        float (N,).
-    exact:
-        Maps positions, int64 (M,), to their exact scores, float (M,).
-    query_size:
-        How many of the highest lie above the cut, from 1 to N.
-    generator:
-        Draws the sample.
+
+def near_cut(
+    rough: Float[Tensor, " N"],
+    exact: Callable[[Int64[Tensor, " M"]], Float[Tensor, " M"]],
+    query_size: int,
+    generator: torch.Generator,
+) -> Bool[Tensor, " N"]:
+    """Which states are so near the cut that they could belong on its other side. Arguments as for `refine`.
+
+    How far rough scores are off is measured on a sample from around the cut: 99 % of it by no more than some margin.
     """
     order = rough.argsort(descending=True, stable=True)
-    around = order[query_size // 2 : 2 * query_size]
-    sample = around[torch.randperm(len(around), generator=generator)[:_SAMPLE]]
-    margin = (exact(sample) - rough[sample]).abs().quantile(0.99)
-    near = torch.nonzero((rough - rough[order[query_size - 1]]).abs() <= margin).flatten()
-    return rough.index_copy(0, near, exact(near))
+    first, last = min(query_size // 2, query_size - _SAMPLE // 2), max(2 * query_size, query_size + _SAMPLE // 2)
+    sample = _draw(order[max(0, first) : last], _SAMPLE, generator)
+    margin = (exact(sample) - rough[sample]).abs().quantile(0.99) + 1e-6  # levels that are equal but for rounding
+    return ~((rough - rough[order[query_size - 1]]).abs() > margin)  # NaN is near: its state gets its exact score
+
+
+def _draw(positions: Int64[Tensor, " N"], size: int, generator: torch.Generator) -> Int64[Tensor, " M"]:
+    """`size` of the positions, or all if they are fewer, in random order."""
+    return positions[torch.randperm(len(positions), generator=generator)[:size]]

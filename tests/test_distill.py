@@ -133,7 +133,7 @@ def test_the_student_learns_the_experts_policy(with_settings, tmp_path):
 
 
 def test_killed_at_any_moment_it_goes_on_and_loses_nothing(with_settings, tmp_path):
-    config, run_dir = with_settings(total_steps=1_440), tmp_path / "run"
+    config, run_dir = with_settings(total_steps=1_440, query_fraction=1.0), tmp_path / "run"
     command = [sys.executable, "-c", RUN_FROM_JSON, json.dumps(config.asdict()), str(run_dir)]
     kills = 0
     for rounds_before_kill in (0, 2, 4, 6):
@@ -151,6 +151,7 @@ def test_killed_at_any_moment_it_goes_on_and_loses_nothing(with_settings, tmp_pa
     assert run.status == "finished"
     assert_every_round_once(run, config, rounds=8)
     assert 1 <= run.metrics["resumed"].sum() <= 4
+    assert run.metrics["unique_labels"].tolist() == [0, *range(320, 1_441, 160)], "no label is forgotten"
     assert run.evaluations.groupby("round").size().eq(2).all()
 
 

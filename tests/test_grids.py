@@ -118,7 +118,7 @@ def test_work_is_counted_as_the_loop_does_it(tmp_path):
     table = estimate(cells)
     assert table["rounds"].item() == 2
     assert table["labels"].item() == 64
-    seconds = 480 * 5.3e-4 + 640 * 1.1e-4 + 64 * 5.4e-4 + 2 * 1.5 + 30 * 1.86  # two evaluations: step 320 and the end
+    seconds = 480 * 4.3e-4 + 640 * 5.4e-5 + 64 * 4.3e-4 + 2 * 1.6 + 30 * 1.36  # two evaluations: step 320 and the end
     assert table["hours"].item() == pytest.approx(seconds / 3600, abs=0.0005)
     assert describe_total(table) == "1 cells, about 1 minutes one after the other and 0.0 GB"
     assert "about 2.5 hours one after" in describe_total(table.assign(hours=2.5))

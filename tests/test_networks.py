@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from aamlib.networks import MCDropoutDQN, NatureDQN, fastest_precision, reduced_precision
+from aamlib.networks import MCDropoutDQN, NatureDQN, clear_moments, fastest_precision, reduced_precision
 
 DROPOUT = 0.3
 
@@ -161,3 +161,14 @@ def test_bfloat16_stays_close_and_float32_exact(student, states):
 
 def test_fastest_precision_is_one_of_the_two():
     assert fastest_precision() in {"float32", "bfloat16"}
+
+
+def test_moments_too_small_to_move_a_weight_are_cleared():
+    weight = nn.Parameter(torch.ones(3))
+    optimiser = torch.optim.Adam([weight])
+    weight.grad = torch.tensor([1.0, 1e-30, 0.0])
+    optimiser.step()
+    clear_moments(optimiser)
+    moments = optimiser.state[weight]
+    torch.testing.assert_close(moments["exp_avg"], torch.tensor([0.1, 0.0, 0.0]))
+    torch.testing.assert_close(moments["exp_avg_sq"], torch.tensor([0.001, 0.0, 0.0]))

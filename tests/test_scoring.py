@@ -105,7 +105,7 @@ def test_without_int8_and_in_small_pools_all_scores_are_exact(student, pool, hea
     config = aamlib.ExperimentConfig(acquisition="bald")
     for use_int8 in (False, True):
         scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), use_int8=use_int8)
-        torch.testing.assert_close(scores, aamlib.ACQUISITIONS["bald"](exact), rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores, aamlib.ACQUISITIONS["bald"](exact).double(), rtol=0, atol=1e-5)
 
 
 def test_chance_looks_at_nothing(student, pool, heads, monkeypatch):
@@ -118,11 +118,12 @@ def test_chance_looks_at_nothing(student, pool, heads, monkeypatch):
     assert 0.45 < scores.mean() < 0.55
 
 
-@pytest.mark.parametrize("query_size", [1, 500, 10_000, 19_999])
+@pytest.mark.parametrize("query_size", [5, 500, 10_000])
 def test_refining_chooses_what_exact_scores_choose(query_size):
     rng = np.random.default_rng(0)
-    exact = torch.from_numpy(rng.exponential(size=20_000))
+    exact = torch.from_numpy(rng.beta(3, 1, size=20_000))  # most at the top
     rough = exact + torch.from_numpy(0.01 * rng.normal(size=20_000))
+    agreed = len(chosen(rough, query_size) & chosen(exact, query_size))
     asked = []
 
     def look(positions):
@@ -130,8 +131,9 @@ def test_refining_chooses_what_exact_scores_choose(query_size):
         return exact[positions]
 
     refined = refine(rough, look, query_size, seeded(0))
-    assert len(chosen(refined, query_size) & chosen(exact, query_size)) >= 0.999 * query_size
-    assert sum(asked) < 0.15 * len(exact)
+    assert len(chosen(refined, query_size) & chosen(exact, query_size)) >= query_size - max(1, 0.01 * query_size)
+    assert len(chosen(refined, query_size) & chosen(exact, query_size)) > agreed
+    assert sum(asked) < 0.2 * len(exact)
     changed = refined != rough
     assert torch.equal(refined[changed], exact[changed])
 
@@ -170,7 +172,42 @@ def test_int8_serves_networks_with_dead_units_and_biases():
 @pytest.mark.slow
 def test_a_run_records_how_it_scored(with_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "ROUGH_FROM", 300)
+    trunks = []
+
+    class CountedTrunk(Int8Trunk):
+        def __init__(self, *args):
+            super().__init__(*args)
+            trunks.append(self)
+
+    monkeypatch.setattr(scoring, "Int8Trunk", CountedTrunk)
     for precision, expected in (("float32", False), ("auto", int8.is_fast())):
         run = aamlib.distill(with_settings(precision=precision, total_steps=480), tmp_path / precision)
         assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [expected]
-        assert run.metrics["labels_used"].iloc[-1] == 64
+        assert len(trunks) == 2 * expected, "one in each round"
+
+
+@needs_int8
+def test_functions_with_few_levels_or_other_types_are_scored_too(student, pool, heads, exact, monkeypatch):
+    monkeypatch.setattr(scoring, "ROUGH_FROM", 1_000)
+
+    def votes(logits, *, generator=None):
+        return logits.argmax(dim=-1).eq(0).sum(dim=1)  # int64
+
+    monkeypatch.setitem(aamlib.ACQUISITIONS, "votes", votes)
+    config = aamlib.ExperimentConfig(acquisition="votes")
+    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), use_int8=True)
+    highest = [torch.as_tensor(sorted(votes(exact)[list(chosen(s))].tolist())) for s in (scores, votes(exact).double())]
+    assert (highest[0] == highest[1]).double().mean() >= 0.99
+
+
+def test_scores_that_are_not_finite_are_not_hidden():
+    rough = torch.rand(20_000, generator=seeded(0))
+    rough[7] = torch.nan
+    with pytest.raises(ValueError, match="1 of 20000 scores are not finite"):
+        choose(refine(rough, lambda positions: rough[positions], 2_000, seeded(2)), 2_000, seeded(0))
+
+
+@needs_int8
+def test_int8_refuses_a_network_with_normalisation(pool):
+    with pytest.raises(ValueError, match="normalises its layers"):
+        Int8Trunk(aamlib.NatureDQN(6, normalise=True), pool.states[:8])
