@@ -6,7 +6,8 @@ uncertainty, asks a frozen expert about the most uncertain share and learns soft
 
 Departures from the 2020 study: 40 environments instead of one; the T dropout masks are drawn once per scoring and
 shared by all states; dropout is off in evaluation (the study left it on); evaluation has environments of its own; the
-frames before a game's first are zeros; ties at the cut are broken at random; the bundled experts are trained by PQN.
+frames before a game's first are zeros; ties at the cut are broken at random; scores far from it may be
+rough (see `scoring`); the bundled experts are trained by PQN.
 """
 
 from __future__ import annotations
