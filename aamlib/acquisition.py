@@ -6,7 +6,7 @@ are in nats, and
     predictive entropy (total) = expected entropy (aleatoric) + BALD (epistemic).
 
 Your own function takes the same arguments; name it "my_module:my_function". It is called on chunks of the pool, with
-the same T masks for every state; in a round up to four times on some states, first with rough logits.
+the same T masks for every state; in a round several times on some states, first with rough logits.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import torch
 
 import aamlib
 from aamlib.distill import Distillation
+from aamlib.files import file_hash, read_torch, write_torch
 
 pytestmark = pytest.mark.slow
 
@@ -191,6 +192,16 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(interrupt
         run = aamlib.distill(tiny, interrupted.dir)
     assert_every_round_once(run, tiny)
     assert run.metrics["resumed"].tolist() == [0, 0, 0, 1, 0]
+
+
+def test_a_run_that_an_earlier_version_began_says_so(interrupted, tiny):
+    manifest = interrupted.dir / "checkpoints" / "000003.json"
+    state = manifest.with_suffix(".pt")
+    write_torch(state, {name: value for name, value in read_torch(state).items() if name != "labels"})
+    hashes = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**hashes, "checkpoints/000003.pt": file_hash(state)}))
+    with pytest.raises(aamlib.RunFolderError, match="begun by an earlier version; begin it again in another folder"):
+        aamlib.distill(tiny, interrupted.dir)
 
 
 def test_when_every_checkpoint_is_damaged_it_says_so(interrupted, tiny):
