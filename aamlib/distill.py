@@ -6,8 +6,8 @@ uncertainty, asks a frozen expert about the most uncertain share and learns soft
 
 Departures from the 2020 study: 40 environments instead of one; the T dropout masks are drawn once per scoring and
 shared by all states; dropout is off in evaluation (the study left it on); evaluation has environments of its own; the
-frames before a game's first are zeros; ties at the cut are broken at random; scores far from it may be
-rough (see `scoring`); the bundled experts are trained by PQN.
+frames before a game's first are zeros; ties at the cut are broken at random; the Q-values by which the student acts,
+and scores far from the cut, may be rough (see `scoring`); the bundled experts are trained by PQN.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import ExpertError, expert_path, fingerprint, label, load_expert
 from aamlib.files import RunFolderError, lock_run, write_csv, write_json
+from aamlib.int8 import Int8Trunk
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, clear_moments, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import EVALUATIONS, METRICS, Run, open_run, read_starts, record_start, write_selection
-from aamlib.scoring import score_pool
+from aamlib.scoring import rough_trunk, score_pool
 
 _COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")
 
@@ -145,10 +146,11 @@ class Distillation:
         self.round += 1
         torch.manual_seed(self.seed("dropout"))  # torch's own generator drops units while acting and training
         with self.timed("act"):
-            self.collect(self.config.round_steps)
+            trunk = self.rough_trunk()
+            self.collect(self.config.round_steps, trunk)
         with self.timed("score"):
             heads = self.student.sample_heads(self.config.n_samples, self.generator("masks"))
-            queried = self.query(heads)
+            queried = self.query(heads, trunk)
         with self.timed("label"):
             labels = self.ask(queried)
         with self.timed("diagnose"):
@@ -164,7 +166,11 @@ class Distillation:
             row["score"] = self.evaluate()
         self.record(row)
 
-    def collect(self, steps: int) -> None:
+    def rough_trunk(self) -> Int8Trunk | None:
+        """What stands in for the student's trunk until its weights change, where that is faster and does no harm."""
+        return rough_trunk(self.student, self.pool, self.generator("calibration")) if self.use_int8 else None
+
+    def collect(self, steps: int, trunk: Int8Trunk | None = None) -> None:
         """Let the student play epsilon-greedily, and add what it sees to the pool."""
         self.student.train(self.config.acting_dropout)
         generator = self.generator("explore")
@@ -173,21 +179,21 @@ class Distillation:
             epsilon = self.config.epsilon(self.agent_steps)
             if epsilon < 1:
                 with torch.no_grad():
-                    q = self.student(torch.from_numpy(self.states).to(self.config.device)).cpu()
+                    q = self.student(torch.from_numpy(self.states).to(self.config.device), trunk).cpu()
             else:
                 q = torch.zeros(self.config.n_envs, self.student.n_actions)
             self.states, _, terminated, truncated, _ = self.envs.step(epsilon_greedy(q, epsilon, generator))
             self.started = terminated | truncated
             self.agent_steps += self.config.n_envs
 
-    def query(self, heads: Float[Tensor, "T A F"]) -> Int64[Tensor, " K"]:
+    def query(self, heads: Float[Tensor, "T A F"], trunk: Int8Trunk | None = None) -> Int64[Tensor, " K"]:
         """Score every state of the pool, unless all are wanted; return the ids of the most uncertain share."""
         ids = self.pool.ids()
         query_size = int(min(self.config.query_size(len(ids)), self.labels_left()))
         if query_size == len(ids):
             return ids
         generator = self.generator("acquisition")
-        scores = score_pool(self.student, self.pool, heads, query_size, self.config, generator, use_int8=self.use_int8)
+        scores = score_pool(self.student, self.pool, heads, query_size, self.config, generator, trunk)
         return ids[choose(scores, query_size, self.generator("ties"))]
 
     def ask(self, queried: Int64[Tensor, " K"]) -> Float[Tensor, "K A"]:

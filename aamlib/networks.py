@@ -118,9 +118,11 @@ class MCDropoutDQN(NatureDQN):
         super().__init__(n_actions)
         self.dropout = dropout
 
-    def forward(self, states: UInt8[Tensor, "N 4 84 84"]) -> Float[Tensor, "N A"]:
-        """Q-values, float32 (N, A); with dropout in training mode."""
-        features = F.dropout(self.features(states), self.dropout, self.training)
+    def forward(
+        self, states: UInt8[Tensor, "N 4 84 84"], trunk: Callable[[Tensor], Tensor] | None = None
+    ) -> Float[Tensor, "N A"]:
+        """Q-values, float32 (N, A); with dropout in training mode. `trunk` as for `q_samples`."""
+        features = F.dropout((trunk or self.features)(states), self.dropout, self.training)
         return self.head(features).float()
 
     def sample_heads(self, n_samples: int, generator: torch.Generator | None = None) -> Float[Tensor, "T A F"]:

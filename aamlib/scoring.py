@@ -1,4 +1,4 @@
-"""Scores of a whole pool, by far the most work of a round: mostly in eight-bit products, where these are fast.
+"""Scores of a whole pool, else by far the most work of a round: mostly in eight-bit products, where these are fast.
 
 Those are rough, but only a state near the cut between asked and not asked can be put on the wrong side: states so near
 get their exact scores, so that nearly all that is asked about is what exact scores alone would choose.
@@ -19,9 +19,16 @@ from aamlib.networks import FORWARD_BATCH, MCDropoutDQN
 from aamlib.replay import FramePool
 
 ROUGH_FROM = 10_000  # states: in a smaller pool, the samples are too large a share
-_CALIBRATION = 512
+_CALIBRATION = 512  # states
 _SAMPLE = 1_000
 _WORTH_IT = 0.6  # of the pool near the cut: with more, two scorings take longer than one
+
+
+def rough_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generator) -> Int8Trunk | None:
+    """The student's trunk in eight-bit products, its weights as they are now; None for a pool below `ROUGH_FROM`."""
+    if len(pool) < ROUGH_FROM:
+        return None
+    return Int8Trunk(student, pool.read(_draw(pool.ids(), _CALIBRATION, generator)))
 
 
 def score_pool(
@@ -31,13 +38,12 @@ def score_pool(
     query_size: int,
     config: ExperimentConfig,
     generator: torch.Generator,
-    *,
-    use_int8: bool,
+    rough: Int8Trunk | None = None,
 ) -> Float[Tensor, " N"]:
     """Scores of all states of the pool, in the order of its ids: those by which the `query_size` highest are chosen.
 
-    With `use_int8` the scores far from the cut are rough, in pools of at least `ROUGH_FROM` states; unless the scores
-    of a sample show that too many lie near it, as variation ratio's few levels do for large shares.
+    With the trunk `rough`, scores far from the cut are rough; unless those of a sample show that too many lie near it,
+    as variation ratio's few levels do for large shares.
     """
     ids, acquisition = pool.ids(), find_acquisition(config.acquisition)
     if acquisition is ACQUISITIONS["random"]:  # it reads N alone: no passes are needed
@@ -56,17 +62,14 @@ def score_pool(
         return torch.cat(parts).double()
 
     everything = torch.arange(len(ids))
-    if not (use_int8 and len(ids) >= ROUGH_FROM):
+    if rough is None:
         return score(everything)
-    trunk = Int8Trunk(student, pool.read(ids[_draw(everything, _CALIBRATION, generator)]))
     sample = _draw(everything, _SAMPLE, generator)
     of_sample = max(1, round(query_size / len(ids) * len(sample)))
-    if (
-        near_cut(score(sample, trunk), lambda kept: score(sample[kept]), of_sample, generator).double().mean()
-        > _WORTH_IT
-    ):
+    near = near_cut(score(sample, rough), lambda kept: score(sample[kept]), of_sample, generator)
+    if near.double().mean() > _WORTH_IT:
         return score(everything)
-    return refine(score(everything, trunk), score, query_size, generator)
+    return refine(score(everything, rough), score, query_size, generator)
 
 
 def refine(

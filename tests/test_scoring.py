@@ -12,7 +12,7 @@ from aamlib.diagnosis import load_probes
 from aamlib.int8 import Int8Trunk
 from aamlib.networks import reduced_precision
 from aamlib.replay import FramePool
-from aamlib.scoring import refine, score_pool
+from aamlib.scoring import refine, rough_trunk, score_pool
 
 needs_int8 = pytest.mark.skipif(not int8.is_fast(), reason="eight-bit products need a processor with VNNI.")
 QUERY_SIZE = 200
@@ -27,6 +27,9 @@ class Pool(FramePool):
 
     def __init__(self, states):
         self.states = states
+
+    def __len__(self):
+        return len(self.states)
 
     def ids(self):
         return torch.arange(len(self.states))
@@ -97,24 +100,45 @@ def test_reduced_precision_leaves_nearly_all_votes_as_they_are(exact, reduced):
 def test_a_pool_scored_mostly_in_int8_is_asked_the_same(student, pool, heads, exact, name, monkeypatch):
     monkeypatch.setattr(scoring, "ROUGH_FROM", 1_000)
     config = aamlib.ExperimentConfig(acquisition=name)
-    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), use_int8=True)
+    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), rough_trunk(student, pool, seeded(2)))
     expected = aamlib.ACQUISITIONS[name](exact).double()
     assert not torch.equal(scores, expected)
     assert len(chosen(scores) & chosen(expected)) >= 0.99 * QUERY_SIZE
 
 
-def test_without_int8_and_in_small_pools_all_scores_are_exact(student, pool, heads, exact):
+def test_without_int8_all_scores_are_exact(student, pool, heads, exact):
     config = aamlib.ExperimentConfig(acquisition="bald")
-    for use_int8 in (False, True):
-        scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), use_int8=use_int8)
-        torch.testing.assert_close(scores, aamlib.ACQUISITIONS["bald"](exact).double(), rtol=0, atol=1e-5)
+    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1))
+    torch.testing.assert_close(scores, aamlib.ACQUISITIONS["bald"](exact).double(), rtol=0, atol=1e-5)
+
+
+def test_a_small_pool_gets_no_rough_trunk(student, pool):
+    assert len(pool) < scoring.ROUGH_FROM
+    assert rough_trunk(student, pool, seeded(0)) is None
+
+
+@needs_int8
+def test_the_student_acts_in_int8_as_in_float32(student, pool, monkeypatch):
+    monkeypatch.setattr(scoring, "ROUGH_FROM", 1_000)
+    trunk = rough_trunk(student, pool, seeded(0))
+    with torch.no_grad():
+        torch.manual_seed(0)  # the same units are dropped
+        exact = student.train()(pool.states)
+        torch.manual_seed(0)
+        rough = student(pool.states, trunk)
+    student.eval()
+    assert not torch.equal(rough, exact)
+    agreed = rough.argmax(dim=1) == exact.argmax(dim=1)
+    assert agreed.float().mean() >= 0.97
+    lost = exact.amax(dim=1) - exact.gather(1, rough.argmax(dim=1, keepdim=True))[:, 0]
+    assert lost[~agreed].median() < 0.01, "only between actions that are as good as equal"
 
 
 def test_chance_looks_at_nothing(student, pool, heads, monkeypatch):
     """Scores as pure chance would give them, and not one pass of the student over the pool."""
     monkeypatch.setattr(Pool, "read", lambda *_: pytest.fail("states were read"))
     config = aamlib.ExperimentConfig(acquisition="random")
-    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), use_int8=True)
+    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1))
     assert scores.shape == (len(pool.states),)
     assert scores.unique().numel() > 0.99 * len(scores)
     assert 0.45 < scores.mean() < 0.55
@@ -172,25 +196,30 @@ def test_int8_serves_networks_with_dead_units_and_biases():
 
 
 @pytest.mark.slow
-def test_a_run_records_how_it_scored(with_settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "ROUGH_FROM", 300)
-    trunks = []
+def test_a_run_records_how_it_computed(with_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "ROUGH_FROM", 150)
+    trunks, batches = [], []
 
     class CountedTrunk(Int8Trunk):
         def __init__(self, *args):
             super().__init__(*args)
             trunks.append(self)
 
+        def __call__(self, states):
+            batches.append(len(states))
+            return super().__call__(states)
+
     monkeypatch.setattr(scoring, "Int8Trunk", CountedTrunk)
     for precision, expected in (("float32", False), ("auto", int8.is_fast())):
         run = aamlib.distill(with_settings(precision=precision, total_steps=480), tmp_path / precision)
         assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [expected]
         assert len(trunks) == 2 * expected, "one in each round"
+        assert (run.config["n_envs"] in batches) == expected, "it acts so too"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [False, pytest.param(True, marks=needs_int8)])
-def test_a_run_keeps_its_way_of_scoring_where_it_can(with_settings, tmp_path, monkeypatch, first):
+def test_a_run_keeps_its_way_of_computing_where_it_can(with_settings, tmp_path, monkeypatch, first):
     for fast, total_steps in ((first, 320), (True, 480)):
         with monkeypatch.context() as patch:
             patch.setattr(int8, "is_fast", lambda _, fast=fast: fast)
@@ -207,7 +236,7 @@ def test_functions_with_few_levels_or_other_types_are_scored_too(student, pool, 
 
     monkeypatch.setitem(aamlib.ACQUISITIONS, "votes", votes)
     config = aamlib.ExperimentConfig(acquisition="votes")
-    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), use_int8=True)
+    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), rough_trunk(student, pool, seeded(2)))
     highest = [torch.as_tensor(sorted(votes(exact)[list(chosen(s))].tolist())) for s in (scores, votes(exact).double())]
     assert (highest[0] == highest[1]).double().mean() >= 0.99
 
