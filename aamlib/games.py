@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch import nn
 
 from aamlib.atari import FRAMES_PER_STEP, env_seeds, play
 from aamlib.config import check_game
-from aamlib.experts import label
+from aamlib.experts import fingerprint, label
+from aamlib.files import DATA_DIR, load_arrays
 from aamlib.networks import STACK_SHAPE
 
 
@@ -59,6 +61,19 @@ def record_game(policy: nn.Module, game: str, *, steps: int = 600, epsilon: floa
         actions=np.concatenate([step.actions for step in played]),
         rewards=np.concatenate([step.rewards for step in played]).astype(np.int64),
     )
+
+
+def sample_game(expert: nn.Module, game: str, *, steps: int = 600, epsilon: float = 0.05, seed: int = 0) -> Path:
+    """Where this game of this expert lies, if it is among those that `make sample` recorded."""
+    return DATA_DIR / "sample" / "games" / f"{game}-{fingerprint(expert)[:12]}-{steps}-{epsilon:g}-{seed}.zst"
+
+
+def recorded_game(expert: nn.Module, game: str, *, steps: int = 600, epsilon: float = 0.05, seed: int = 0) -> Recording:
+    """As `record_game`, but a game of the sample is read instead of played again: the notebook opens sooner."""
+    path = sample_game(expert, game, steps=steps, epsilon=epsilon, seed=seed)
+    if not path.exists():
+        return record_game(expert, game, steps=steps, epsilon=epsilon, seed=seed)
+    return Recording(game, seed, **load_arrays(path))
 
 
 def watch(policy: nn.Module, recording: Recording) -> Float32[np.ndarray, "N A"]:

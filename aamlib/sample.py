@@ -1,15 +1,24 @@
-"""The sample runs in data/sample/ that the notebooks 05 to 07 open: `make sample` makes them again."""
+"""The sample runs and games in data/sample/ that the notebooks 05 to 07 open: `make sample` makes them again."""
 
 from __future__ import annotations
 
 from aamlib.config import ExperimentConfig, preset
 from aamlib.distill import distill
-from aamlib.files import DATA_DIR
+from aamlib.experts import load_expert
+from aamlib.files import DATA_DIR, save_arrays
+from aamlib.games import record_game, sample_game
 from aamlib.publish import publish
 
 
 def main() -> None:
-    """Run the preset `quick` on Pong for 80,000 agent steps with BALD and with entropy; keep what looking needs."""
+    """Record the game that notebook 05 shows first, and keep what looking needs of two runs of the preset `quick`.
+
+    These play Pong for 80,000 agent steps, one with BALD and one with entropy.
+    """
+    expert = load_expert("pong")
+    game = record_game(expert, "pong")
+    arrays = {name: getattr(game, name) for name in ("frames", "q_values", "actions", "rewards")}
+    save_arrays(sample_game(expert, "pong"), arrays)
     for acquisition in ("bald", "entropy"):
         settings = {**preset("quick"), "total_steps": 80_000, "acquisition": acquisition}
         run = distill(ExperimentConfig(**settings), DATA_DIR / "runs" / f"sample-{acquisition}")

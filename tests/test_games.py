@@ -1,5 +1,7 @@
 """A recording is the game: frame by frame, and again in colour."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 import aamlib
 from aamlib import games
 from aamlib.atari import play
+from aamlib.widgets.expert import ExpertView
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,21 @@ def test_states_and_q_values_are_those_of_the_game(recording, pong_expert):
     np.testing.assert_array_equal(recording.stacks(), np.concatenate([step.states.numpy() for step in played]))
     np.testing.assert_array_equal(recording.actions, np.concatenate([step.actions for step in played]))
     np.testing.assert_allclose(games.watch(expert, recording), recording.q_values, rtol=1e-4, atol=1e-5)
+
+
+def test_the_game_that_is_shown_first_is_a_bundled_one(monkeypatch):
+    expert = aamlib.load_expert("pong")
+    bundled = games.recorded_game(expert, "pong")
+    assert len(bundled) == 600
+    np.testing.assert_allclose(games.watch(expert, bundled), bundled.q_values, rtol=1e-3, atol=1e-4)
+    assert len(games.recorded_game(expert, "pong", steps=20)) == 20
+    monkeypatch.setattr(games, "record_game", Mock(side_effect=LookupError))
+    ExpertView("pong")
+    for other in ({"seed": 1}, {"epsilon": 0.1}, {"steps": 20}):
+        with pytest.raises(LookupError):
+            games.recorded_game(expert, "pong", **other)
+    with pytest.raises(LookupError):
+        games.recorded_game(aamlib.NatureDQN(6), "pong")
 
 
 def test_colours_are_of_the_same_moments(recording):
