@@ -43,16 +43,17 @@ expert: $(READY)  ## Train an expert for GAME and bundle it, unless there is one
 sample: $(READY)  ## Make the sample runs in data/sample/ again, with the bundled expert
 	$(BIN)/python -m aamlib.sample
 
-figures: $(READY)  ## Redraw everything in plots/ from data/results/
+figures: $(READY)  ## Redraw everything in plots/, and the tables of results in README.md, from data/results/
 	@mkdir -p data/runs
-	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare.ipynb -k python3 --no-progress-bar
+	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare.ipynb -k python3 --no-progress-bar \
+		-p readme $(CURDIR)/README.md
 	$(BIN)/papermill notebooks/06_uncertain_frames.ipynb data/runs/frames.ipynb -k python3 --no-progress-bar \
 		--stdout-file /dev/stdout -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs $(CURDIR)/plots
 
 bench: $(READY)  ## Measure speed against the machine's limits; nothing else should be busy
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/08_benchmark.ipynb data/runs/benchmark.ipynb -k python3 --no-progress-bar \
-		--stdout-file /dev/stdout --stderr-file /dev/stderr
+		--stdout-file /dev/stdout --stderr-file /dev/stderr -p readme $(CURDIR)/README.md
 
 check: $(READY)
 	$(BIN)/ruff check

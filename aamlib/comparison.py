@@ -270,8 +270,8 @@ def percent(share: float) -> str:
     return f"{share * 100:.3g} %"
 
 
-def to_markdown(summary: pd.DataFrame) -> str:
-    """The `summary` as a table for people: intervals in brackets, labels in thousands."""
+def as_text(summary: pd.DataFrame) -> pd.DataFrame:
+    """The `summary` for people: intervals in brackets, labels in thousands."""
     rows = []
     for row in summary.to_dict("records"):
         values: dict[str, Any] = {str(name): value for name, value in row.items()}
@@ -288,4 +288,4 @@ def to_markdown(summary: pd.DataFrame) -> str:
         for count in ("labels_used", "unique_labels"):
             text[count.replace("_", " ")] = f"{values[count] / 1e3:,.0f}k"
         rows.append({name: "–" if value == "nan" else value for name, value in text.items()})
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return pd.DataFrame(rows)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from aamlib.comparison import TREATMENT, percent
+from aamlib.comparison import TREATMENT, as_text, percent
 from aamlib.files import RunFolderError
 from aamlib.runs import Run, find_runs
 from aamlib.selections import all_rounds, choices, was_right
@@ -111,6 +111,22 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index().rename(columns={"score": "acquisition"})
 
 
+def side_by_side(same_pool: pd.DataFrame) -> pd.DataFrame:
+    """The means of `same_pool` as text, functions as columns: one row per measure, game and share."""
+    measures = {"indifferent": "expert indifferent", "costly": "student's costly mistakes", "auroc": "AUROC"}
+    text = {
+        title: same_pool.assign(value=same_pool[name].map(_format(name, same_pool[name])))
+        for name, title in measures.items()
+    }
+    rows = pd.concat(text, names=["of the states"]).reset_index(level=0)
+    rows["share"] = rows["query_fraction"].map(percent)
+    keys = ["of the states", "game", "query_fraction", "share"]
+    table = rows.pivot(index=keys, columns="acquisition", values="value").rename(columns={"pool": "(all states)"})
+    return (
+        table.reindex(list(measures.values()), level=0).reset_index().drop(columns="query_fraction").replace("nan", "–")
+    )
+
+
 def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """The study's scores beside ours at the same agent steps: its table with score_ours and seeds_ours added.
 
@@ -123,6 +139,24 @@ def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     pairs = pairs[pairs["end"] >= pairs["agent_steps"]]
     pairs["distance"] = (pairs["agent_steps_ours"] - pairs["agent_steps"]).abs()
     return _add_means(study, pairs.sort_values("distance").groupby(["point", "run"]).head(1), ["score_ours"])
+
+
+def at_a_glance(results: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
+    """The results (`comparison.summary`) as text, each beside the first point of the study's curve that ours reached.
+
+    `study` as `beside_study` returns it.
+    """
+    points = study[study["seeds_ours"] > 0].groupby(TREATMENT).head(1)
+    points = results[TREATMENT].merge(points, how="left", on=TREATMENT)
+    text = as_text(results)
+    columns = {
+        "study: after": points["agent_steps"].map("{:,.0f}".format),
+        "score": points["score"].map("{:.0f}".format),
+        "ours then": points["score_ours"].map("{:.1f}".format),
+        "ours at the end": text["score"],
+    }
+    table = text[["game", "share", "function", "seeds"]].assign(**columns).replace("nan", "–")
+    return table.join(text[["area over agent steps", *text.filter(like="labels to"), "unique labels"]])
 
 
 def losses_beside_study(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
@@ -165,9 +199,9 @@ def to_markdown(table: pd.DataFrame) -> str:
         if name.endswith(("_low", "_high")):
             continue
         text[name] = table[name].map(_format(name, table[name]))
-        if f"{name}_low" in table and table["runs"].max() > 1:
+        if f"{name}_low" in table:
             low, high = (table[f"{name}_{end}"].map(_format(name, table[name])) for end in ("low", "high"))
-            text[name] += " (" + low + " to " + high + ")"
+            text[name] += (" (" + low + " to " + high + ")").where(table["runs"] > 1, "")
         text[name] = text[name].where(table[name].notna(), "–")
     text = text.rename(columns={"query_fraction": "share", "acquisition": "function"})
     return text.rename(columns=lambda name: name.replace("_", " ")).to_markdown(index=False, disable_numparse=True)

@@ -56,6 +56,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def fill_in(path: str | Path, texts: Mapping[str, str]) -> None:
+    """Replace what stands in a text file between the lines `<!-- name -->` and `<!-- /name -->`, for each name.
+
+    Raises ValueError if there is no such place; the file is then as it was.
+    """
+    content = Path(path).read_text()
+    for name, text in texts.items():
+        before, start, rest = content.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->\n")
+        if not end:
+            raise ValueError(
+                f"{path} has no lines <!-- {name} --> and <!-- /{name} -->; add them where the text belongs."
+            )
+        content = f"{before}{start}\n{text}\n\n{end}{after}"
+    write_bytes(path, content.encode())
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write bytes atomically."""
     with replacing(path) as temporary:

@@ -1,11 +1,16 @@
 """The comparing notebook on run folders that the tests make up: many seeds, one run, and what it refuses."""
 
+import shutil
+
 import pandas as pd
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 from synthetic import REFERENCES, choices_of, write_run, write_runs
 from test_notebooks import NOTEBOOKS, execute
+
+import aamlib
+from aamlib import files
 
 pytestmark = pytest.mark.filterwarnings("default")
 PER_SHARE, PER_GAME = ("reward", "loss", "probes"), ("areas", "seconds", "thresholds")
@@ -32,6 +37,17 @@ def test_many_seeds_of_several_games(tmp_path):
     assert "all games" in text
     assert "## What each function would ask about" in text
     assert "| 20 % " in text
+
+
+@pytest.mark.slow
+def test_readme_and_tables_are_drawn_from_the_published_runs(tmp_path):
+    root = aamlib.DATA_DIR.parent
+    readme, figures = tmp_path / "README.md", tmp_path / "figures"
+    shutil.copy(root / "README.md", readme)
+    files.fill_in(readme, dict.fromkeys(("comparison", "why", "asked"), ""))
+    execute("04_compare_runs", tmp_path, readme=str(readme), figures=str(figures))
+    assert readme.read_text() == (root / "README.md").read_text(), "call make figures"
+    assert (figures / "comparison.md").read_text() == (root / "plots" / "comparison.md").read_text()
 
 
 @pytest.mark.slow

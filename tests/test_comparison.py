@@ -271,7 +271,7 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
     assert row[["labels_to_50", "reached_50", "labels_to_75", "reached_75"]].tolist() == [3000, 2, np.inf, 1]
     header, _, line = (
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in comparison.to_markdown(comparison.summary(curves)).splitlines()
+        for line in comparison.as_text(comparison.summary(curves)).to_markdown(index=False).splitlines()
     )
     cells = dict(zip(header, line, strict=True))
     assert cells["labels to 50 %"] == "3k (2 of 3)"

@@ -52,6 +52,11 @@ def test_functions_are_compared_on_the_pools_of_all_runs(metrics):
     assert table.loc["entropy", "indifferent"] == pytest.approx(0.7)
     assert table.loc["bald", ["indifferent_low", "indifferent_high"]].tolist() == pytest.approx([0.2, 0.4])
     assert "30 % (20 % to 40 %)" in evidence.to_markdown(table.reset_index())
+    rows = evidence.side_by_side(table.reset_index()).set_index("of the states")
+    assert rows.loc["expert indifferent", ["share", "bald", "entropy", "(all states)"]].tolist() == [
+        "10 %", "30 %", "70 %", "70 %",
+    ]  # fmt: skip
+    assert rows.loc["AUROC", ["bald", "(all states)"]].tolist() == ["0.600", "–"]
 
 
 def test_a_run_is_tabulated_from_its_selections():
@@ -95,6 +100,11 @@ def test_the_studys_scores_stand_beside_ours_at_the_same_steps(runs, metrics):
     assert table["score_ours"][0] == pytest.approx(bald.item())
     assert table["seeds_ours"].tolist() == [1, 1, 0, 0], "no run went that far, or has that share"
     assert table["score_ours"].isna().tolist() == [False, False, True, True]
+    glance = evidence.at_a_glance(comparison.summary(curves), table).set_index("function")
+    assert glance.loc["bald", ["share", "study: after", "score"]].tolist() == ["10 %", "131,000", "17"]
+    assert float(glance.loc["bald", "ours then"]) == pytest.approx(bald.item(), abs=0.05)
+    glance = evidence.at_a_glance(comparison.summary(curves), table.assign(seeds_ours=0))
+    assert (glance[["study: after", "score", "ours then"]] == "–").all(axis=None), "ours did not go so far"
 
 
 def test_the_studys_losses_stand_beside_ours_of_a_full_pool(metrics):

@@ -1,5 +1,6 @@
 """Every notebook is clean as committed, and runs from top to bottom at smoke size."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -17,7 +18,7 @@ PARAMETERS = {
     "03_run_batch": {
         *("grid", "out", "dry_run", "measured", "side_by_side", "threads", "measure_first", "scheduler", "retries")
     },
-    "04_compare_runs": {"runs", "select", "references", "figures"},
+    "04_compare_runs": {"runs", "select", "references", "figures", "readme"},
     "05_expert_q_values": {
         "game",
         "expert",
@@ -35,6 +36,7 @@ PARAMETERS = {
         "game",
         "results",
         "figures",
+        "readme",
         "pool_states",
         "baseline_states",
         "repeats",
@@ -130,8 +132,11 @@ def test_benchmark(tmp_path):
     folders = {name: str(tmp_path / name) for name in ("results", "figures")}
     small |= {"growth_samples": [2, 4], "expert_settings": {"n_envs": 4}}
     settings = {"n_envs": 4, "round_steps": 400, "evaluation_episodes": 2, "max_game_frames": 400}
-    text = execute("08_benchmark", tmp_path, settings=settings, **small, **folders)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- speed -->\n<!-- /speed -->\nafter\n")
+    text = execute("08_benchmark", tmp_path, settings=settings, readme=str(readme), **small, **folders)
     assert "times Stable-Baselines3's" in text
+    assert re.search(r"\| collecting, against .* \| \d\.\d\d +\| 1 ", readme.read_text())
     table = pd.read_csv(tmp_path / "results" / "benchmark.csv")
     parts = {"round", "evaluation", "scoring", "collection", "training", "start-up", "memory", "expert", "looking"}
     assert set(table["part"]) == parts

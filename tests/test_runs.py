@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 import aamlib
+from aamlib import files
 from aamlib.runs import METRICS, check_settings, open_run
 
 pytestmark = pytest.mark.slow
@@ -47,3 +48,14 @@ def test_a_damaged_selection_is_named(finished, tmp_path):
     path.write_bytes((finished.dir / "selections" / "000001.parquet").read_bytes()[:200])
     with pytest.raises(aamlib.RunFolderError, match=r"000001\.parquet cannot be read .* copy it again"):
         aamlib.Run(tmp_path).selection(1)
+
+
+def test_a_text_is_filled_in_between_its_lines(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("a\n<!-- one -->\nold\n<!-- /one -->\nb\n<!-- two -->\n<!-- /two -->\n")
+    files.fill_in(path, {"one": "new", "two": "| x |"})
+    expected = "a\n<!-- one -->\n\nnew\n\n<!-- /one -->\nb\n<!-- two -->\n\n| x |\n\n<!-- /two -->\n"
+    assert path.read_text() == expected
+    with pytest.raises(ValueError, match="has no lines <!-- three --> and <!-- /three -->; add them"):
+        files.fill_in(path, {"one": "lost", "three": "more"})
+    assert path.read_text() == expected
