@@ -46,7 +46,7 @@ def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:
                 "agent steps": f"{sum(stage['agent_steps'] for stage in stages(card)) / 1e6:.1f} M",
                 "hours": round(sum(stage["wall_time_seconds"] for stage in stages(card)) / 3600, 1),
                 "seed": card["seed"],
-                "SHA-256": card["sha256"][:12],
+                "SHA-256 of the weights": card["weights_sha256"][:12],
             }
         )
     return pd.DataFrame(rows)

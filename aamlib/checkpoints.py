@@ -87,7 +87,9 @@ def load_student(run_dir: str | Path) -> MCDropoutDQN:
 
     Raises RunFolderError if there is none yet, or its weights cannot be read.
     """
-    saved = sorted((Path(run_dir) / "checkpoints").glob("*.safetensors"))
+    folder = Path(run_dir) / "checkpoints"
+    complete = {path.stem for path in folder.glob("*.json")}  # published runs have no manifest
+    saved = sorted(path for path in folder.glob("*.safetensors") if not complete or path.stem in complete)
     if not saved:
         raise RunFolderError(f"{run_dir} holds no student yet (checkpoints/*.safetensors); go on with its run.")
     try:

@@ -241,12 +241,13 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     Columns game, query_fraction, acquisition, seeds; agent_steps, labels_used and unique_labels at the end (mean over
     seeds); score and normalised (of the last three evaluations, interquartile mean over seeds); area_agent_steps and
     area_labels_used with _low and _high; and per threshold, such as 50 %, labels_to_50 (the labels by which half of the
-    seeds had reached it; inf if fewer did) and reached_50 (how many did). Runs with too few evaluations for a
-    normalised score are left out, unless there are no others.
+    seeds had reached it; inf if fewer did), labels_after_50 (those of the evaluation before, 0 if there is none),
+    unique_to_50 and unique_after_50 (the same of different states) and reached_50 (how many seeds did). Runs with too
+    few evaluations for a normalised score are left out, unless there are no others.
     """
     judged = curves.groupby("run")["normalised"].transform("count") > 0
     curves = curves[judged] if judged.any() else curves
-    area, reached = areas(curves), thresholds(curves).query("x == 'labels_used'")
+    area, reached = areas(curves), thresholds(curves)
     ends = final_scores(curves).rename(columns={"smoothed": "score"}).groupby(TREATMENT)
     table = ends.size().to_frame("seeds")
     table = table.join(ends[["agent_steps", "labels_used", "unique_labels"]].mean().astype(int))
@@ -255,9 +256,12 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
         columns = {"iqm": f"area_{x}", "low": f"area_{x}_low", "high": f"area_{x}_high"}
         table = table.join(estimates(area, f"area_{x}").set_index(TREATMENT)[list(columns)].rename(columns=columns))
     for threshold in stats.THRESHOLDS:
-        by = reached[reached["threshold"] == threshold].groupby(TREATMENT)["by"]
-        table[f"labels_to_{threshold * 100:g}"] = by.quantile(0.5, interpolation="lower")
-        table[f"reached_{threshold * 100:g}"] = by.agg(lambda labels: int(np.isfinite(labels).sum()))
+        name = f"{threshold * 100:g}"
+        for count, x in (("labels", "labels_used"), ("unique", "unique_labels")):
+            at = reached[(reached["threshold"] == threshold) & (reached["x"] == x)].groupby(TREATMENT)
+            for end, column in (("after", "after"), ("to", "by")):
+                table[f"{count}_{end}_{name}"] = at[column].quantile(0.5, interpolation="lower")
+        table[f"reached_{name}"] = at["by"].agg(lambda labels: int(np.isfinite(labels).sum()))
     return table.reset_index()
 
 
@@ -271,7 +275,7 @@ def percent(share: float) -> str:
 
 
 def as_text(summary: pd.DataFrame) -> pd.DataFrame:
-    """The `summary` for people: intervals in brackets, labels in thousands."""
+    """The `summary` for people: intervals in brackets, labels in thousands, from one evaluation to the next."""
     rows = []
     for row in summary.to_dict("records"):
         values: dict[str, Any] = {str(name): value for name, value in row.items()}
@@ -282,9 +286,12 @@ def as_text(summary: pd.DataFrame) -> pd.DataFrame:
             low, high = values[f"area_{x}_low"], values[f"area_{x}_high"]
             width = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
             text[f"area over {x.replace('_', ' ')}"] = f"{values[f'area_{x}']:.2f}{width}"
-        for name in (f"{threshold * 100:g}" for threshold in stats.THRESHOLDS):
-            labels, seeds = values[f"labels_to_{name}"], f"({values[f'reached_{name}']} of {values['seeds']})"
-            text[f"labels to {name} %"] = f"{labels / 1e3:,.0f}k {seeds}" if np.isfinite(labels) else f"– {seeds}"
+        names = [f"{threshold * 100:g}" for threshold in stats.THRESHOLDS]
+        for count, name in [*(("labels", name) for name in names), ("unique", names[-1])]:
+            after, to = values[f"{count}_after_{name}"] / 1e3, values[f"{count}_to_{name}"] / 1e3
+            interval = f"{after:,.0f}–{to:,.0f}k" if after else f"≤ {to:,.0f}k"
+            seeds = f" ({values[f'reached_{name}']} of {values['seeds']})"
+            text[f"{count} to {name} %"] = (interval if np.isfinite(to) else "–") + seeds
         for count in ("labels_used", "unique_labels"):
             text[count.replace("_", " ")] = f"{values[count] / 1e3:,.0f}k"
         rows.append({name: "–" if value == "nan" else value for name, value in text.items()})

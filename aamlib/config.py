@@ -190,7 +190,7 @@ class ExperimentConfig(Config):
     recorded_stacks: int = setting(200, "of each, most that are recorded with frames and samples", minimum=0)
     precision: str = setting(
         "auto",
-        "of matrix products; auto: the faster of the two; int8 for acting and most scores",
+        "of matrix products; auto: the faster of the two, and int8 for acting and most scores of large pools",
         choices=("auto", "float32", "bfloat16"),
     )
     device: str = setting("cpu", "torch device, such as cpu or cuda")

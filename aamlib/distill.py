@@ -30,21 +30,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from aamlib import int8
 from aamlib.acquisition import choose, find_acquisition
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
 from aamlib.checkpoints import load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import ExpertError, expert_path, fingerprint, label, load_expert
-from aamlib.files import RunFolderError, lock_run, write_csv, write_json
+from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
 from aamlib.int8 import Int8Trunk
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, clear_moments, fastest_precision, reduced_precision
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, clear_moments, reduced_precision
 from aamlib.replay import FramePool
-from aamlib.runs import EVALUATIONS, METRICS, Run, open_run, read_starts, record_start, write_selection
-from aamlib.scoring import rough_trunk, score_pool
-
-_COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")
+from aamlib.runs import COUNTERS, EVALUATIONS, METRICS, Run, open_run, read_starts, record_start, write_selection
+from aamlib.scoring import rough_trunk, score_pool, way_to_compute
 
 
 def distill(config: ExperimentConfig, run_dir: str | Path, *, expert: nn.Module | None = None) -> Run:
@@ -95,6 +92,7 @@ class Distillation:
         self.pool = FramePool(config.pool_size, config.n_envs)
         self.round = self.agent_steps = self.labels_used = self.unique_labels = 0
         self.metrics: list[dict[str, Any]] = []
+        self.n_saved = 0  # of their rows
         self.evaluations: list[dict[str, Any]] = []
         self.resumed = False
         self.seconds: dict[str, float] = defaultdict(float)
@@ -129,6 +127,7 @@ class Distillation:
             status = "finished" if self.agent_steps >= total else "label budget used"
         except KeyboardInterrupt:
             status = "interrupted"
+            self.metrics = self.metrics[: self.n_saved]  # a round that could not be saved is not done
             print(f"Stopped; the same call goes on after round {self.metrics[-1]['round'] if self.metrics else 0}.")
         self.report(status)
         return Run(self.run_dir)
@@ -167,7 +166,7 @@ class Distillation:
         self.record(row)
 
     def rough_trunk(self) -> Int8Trunk | None:
-        """What stands in for the student's trunk until its weights change, where that is faster and does no harm."""
+        """What stands in for the student's trunk until its weights change, where a run may compute roughly."""
         return rough_trunk(self.student, self.pool, self.generator("calibration")) if self.use_int8 else None
 
     def collect(self, steps: int, trunk: Int8Trunk | None = None) -> None:
@@ -268,7 +267,7 @@ class Distillation:
 
     def record(self, row: dict[str, Any]) -> None:
         """Append the round's metrics and save: from here on the round cannot be lost."""
-        counters = {name: getattr(self, name) for name in _COUNTERS}
+        counters = {name: getattr(self, name) for name in COUNTERS}
         epsilon = self.config.epsilon(self.agent_steps)
         memory_mb = psutil.Process().memory_info().rss / 2**20
         row = {**counters, "pool_states": len(self.pool), "epsilon": epsilon, "memory_mb": memory_mb, **row}
@@ -282,11 +281,12 @@ class Distillation:
         """Write the checkpoint, which holds the tables too, and then the tables as CSV."""
         content = {
             "optimiser": self.optimiser.state_dict(),
-            "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "counters": {name: getattr(self, name) for name in COUNTERS},
             "metrics": self.metrics,
             "evaluations": self.evaluations,
         }
         save_checkpoint(self.run_dir, self.round, self.student.state_dict(), content, self.pool, keep=keep)
+        self.n_saved = len(self.metrics)
         self.write_tables()
 
     def write_tables(self) -> None:
@@ -300,6 +300,8 @@ class Distillation:
         if starts and starts[0]["expert_sha256"] != expert_hash:
             raise RunFolderError(f"{self.run_dir} was labelled by an expert with other weights; choose another folder.")
         open_run(self.run_dir, self.config.asdict())
+        for name in ("checkpoints", "pool", "selections"):
+            drop_temporary(self.run_dir / name)
         if checkpoint := load_checkpoint(self.run_dir, self.pool):
             student, saved = checkpoint
             self.student.load_state_dict(student)
@@ -307,13 +309,9 @@ class Distillation:
             for name, value in saved["counters"].items():
                 setattr(self, name, value)
             self.metrics, self.evaluations = saved["metrics"], saved["evaluations"]
+            self.n_saved = len(self.metrics)
             self.resumed = True
-        if self.config.precision != "auto":
-            self.precision = self.config.precision
-        else:
-            can_int8 = int8.is_fast(self.config.device)
-            self.precision = starts[-1]["precision"] if starts else fastest_precision(self.config.device)
-            self.use_int8 = can_int8 and (starts[-1].get("int8", False) if starts else True)
+        self.precision, self.use_int8 = way_to_compute(self.config, starts)
         facts = {
             "round": self.round, "expert_sha256": expert_hash, "precision": self.precision, "int8": self.use_int8,
         }  # fmt: skip
@@ -328,7 +326,7 @@ class Distillation:
         left = (self.config.total_steps - self.agent_steps) / self.config.round_steps
         progress = {
             "status": status,
-            **{name: self.metrics[-1][name] if self.metrics else 0 for name in _COUNTERS},
+            **{name: self.metrics[-1][name] if self.metrics else 0 for name in COUNTERS},
             "total_steps": self.config.total_steps,
             "score": self.last_score(),
             "seconds_left": round(left * float(np.mean(seconds))) if seconds else None,

@@ -18,7 +18,8 @@ from aamlib.selections import all_rounds, choices, was_right
 
 CHOICES = "choices.csv"  # in the folder of a published run, whose selections are too large to publish
 ASKED = ("indifferent", "costly", "q_gap")
-_NEEDED = ["run", "round", "score", *ASKED, "auroc"]
+RIGHT = ("auroc", "auroc_decided")
+_NEEDED = ["run", "round", "score", *ASKED, *RIGHT]
 LAST = 10  # rounds over which what a student knows at the end is averaged
 
 # What `per_round` adds to the metrics, with units.
@@ -30,21 +31,22 @@ COLUMNS = {
     "pool_costly": "the same share of all states in the pool",
     "pool_q_gap": "mean Q-gap of all states in the pool",
     "auroc": "of the run's own function against costly mistakes, on the pool",
+    "auroc_decided": "the same among the states that the expert is not indifferent about",
 }
 
 
 def tabulate(run: Run) -> pd.DataFrame:
     """What each function would have asked about in each recorded round of a run, and how right its scores were.
 
-    Columns as `selections.choices`, with a further score "asked" (what the run itself did ask about), and auroc as
-    `selections.was_right`. Raises RunFolderError if the run has recorded no selection.
+    Columns as `selections.choices`, with a further score "asked" (what the run itself did ask about), and auroc and
+    auroc_decided as `selections.was_right`. Raises RunFolderError if the run has recorded no selection.
     """
     states = all_rounds(run)
     would_be = choices(states, run.config["query_fraction"])
     queried = states[states["kind"] == "queried"]
     asked = queried.groupby("round")[[name for name in would_be if name not in ("round", "score")]].mean()
     table = pd.concat([would_be, asked.astype(float).reset_index().assign(score="asked")])
-    table = table.merge(was_right(states)[["round", "score", "auroc"]], how="left", on=["round", "score"])
+    table = table.merge(was_right(states)[["round", "score", *RIGHT]], how="left", on=["round", "score"])
     return table.sort_values(["round", "score"], ignore_index=True)
 
 
@@ -77,14 +79,14 @@ def per_round(metrics: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
         names = {name: f"{kind}_{name}" for name in ASKED}
         rows = choices.loc[choices["score"] == kind, [*keys, *ASKED]].rename(columns=names)
         table = table.merge(rows, how="left", on=keys)
-    own = choices[[*keys, "score", "auroc"]].rename(columns={"score": "acquisition"})
+    own = choices[[*keys, "score", *RIGHT]].rename(columns={"score": "acquisition"})
     return table.merge(own, how="left", on=[*keys, "acquisition"])
 
 
 def summary(rounds: pd.DataFrame) -> pd.DataFrame:
     """One row per game, share and function, from `per_round`: means over a run's rounds, then over the seeds.
 
-    Columns seeds, asked_..., pool_... and auroc as `COLUMNS`; probe_... as `METRICS`, of the last `LAST` rounds alone.
+    Columns seeds, asked_..., pool_..., auroc... as `COLUMNS`; probe_... as `METRICS`, of the last `LAST` rounds alone.
     """
     asked = [name for name in COLUMNS if not name.endswith("q_gap")]
     probes = [f"probe_{states}_{name}" for states in ("expert", "random") for name in ("kl", "regret")]
@@ -99,21 +101,25 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
     """One row per game, share and function: what it would have asked about in the pools of *all* runs of that share.
 
     Every function judges the same states by the same students, so nothing but the ranking differs; "pool" is all of
-    them. Columns runs, indifferent, costly, q_gap and auroc: means over the rounds of a run, then over the runs; with
-    _low and _high, those of single runs, since each function shapes the student whose uncertainty is judged.
+    them. Columns runs, indifferent, costly, q_gap, auroc and auroc_decided: means over the rounds of a run, then over
+    the runs; with _low and _high, those of single runs, since each function shapes the student whose uncertainty is
+    judged.
     """
     settings = rounds[["run", "game", "query_fraction"]].drop_duplicates()
     per_run = choices[choices["score"] != "asked"].merge(settings, on="run")
     keys = ["game", "query_fraction", "score"]
-    means = per_run.groupby([*keys, "run"])[[*ASKED, "auroc"]].mean().groupby(level=keys)
-    table = means.mean().assign(runs=means.size())[["runs", *ASKED, "auroc"]]
+    means = per_run.groupby([*keys, "run"])[[*ASKED, *RIGHT]].mean().groupby(level=keys)
+    table = means.mean().assign(runs=means.size())[["runs", *ASKED, *RIGHT]]
     table = table.join([means.min().add_suffix("_low"), means.max().add_suffix("_high")])
     return table.reset_index().rename(columns={"score": "acquisition"})
 
 
 def side_by_side(same_pool: pd.DataFrame) -> pd.DataFrame:
     """The means of `same_pool` as text, functions as columns: one row per measure, game and share."""
-    measures = {"indifferent": "expert indifferent", "costly": "student's costly mistakes", "auroc": "AUROC"}
+    measures = {
+        "indifferent": "expert indifferent", "costly": "student's costly mistakes",
+        "auroc": "AUROC, all states", "auroc_decided": "AUROC, decided states",
+    }  # fmt: skip
     text = {
         title: same_pool.assign(value=same_pool[name].map(_format(name, same_pool[name])))
         for name, title in measures.items()
@@ -122,9 +128,8 @@ def side_by_side(same_pool: pd.DataFrame) -> pd.DataFrame:
     rows["share"] = rows["query_fraction"].map(percent)
     keys = ["of the states", "game", "query_fraction", "share"]
     table = rows.pivot(index=keys, columns="acquisition", values="value").rename(columns={"pool": "(all states)"})
-    return (
-        table.reindex(list(measures.values()), level=0).reset_index().drop(columns="query_fraction").replace("nan", "–")
-    )
+    table = table.reindex(list(measures.values()), level=0).replace("nan", "–").fillna("–")
+    return table.reset_index().drop(columns="query_fraction")
 
 
 def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
@@ -146,17 +151,19 @@ def at_a_glance(results: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
 
     `study` as `beside_study` returns it.
     """
-    points = study[study["seeds_ours"] > 0].groupby(TREATMENT).head(1)
+    points = _pairs(study[study["seeds_ours"] > 0].groupby(TREATMENT).head(1), results[TREATMENT])
+    points = points.drop(columns="acquisition").rename(columns={"acquisition_ours": "acquisition"})
     points = results[TREATMENT].merge(points, how="left", on=TREATMENT)
     text = as_text(results)
     columns = {
         "study: after": points["agent_steps"].map("{:,.0f}".format),
-        "score": points["score"].map("{:.0f}".format),
+        "study: score": points["score"].map("{:.0f}".format),
         "ours then": points["score_ours"].map("{:.1f}".format),
         "ours at the end": text["score"],
     }
     table = text[["game", "share", "function", "seeds"]].assign(**columns).replace("nan", "–")
-    return table.join(text[["area over agent steps", *text.filter(like="labels to"), "unique labels"]])
+    rest = ["area over agent steps", *text.filter(regex="(labels|unique) to"), "unique labels"]
+    return table.join(text[rest].rename(columns={"area over agent steps": "area"}))
 
 
 def losses_beside_study(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:

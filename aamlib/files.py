@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,7 +62,7 @@ def fill_in(path: str | Path, texts: Mapping[str, str]) -> None:
 
     Raises ValueError if there is no such place; the file is then as it was.
     """
-    content = Path(path).read_text()
+    content = Path(path).read_text(encoding="utf-8")
     for name, text in texts.items():
         before, start, rest = content.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->\n")
@@ -71,6 +72,13 @@ def fill_in(path: str | Path, texts: Mapping[str, str]) -> None:
             )
         content = f"{before}{start}\n{text}\n\n{end}{after}"
     write_bytes(path, content.encode())
+
+
+def drop_temporary(folder: Path) -> None:
+    """Remove what `replacing` could not, for its process was killed. No other process may be writing in the folder."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # as tempfile names them
+            path.unlink()
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -1,8 +1,9 @@
 """The student's trunk in eight-bit products: four times the rate of float32's on a CPU with AVX-512 VNNI, but rough.
 
 Frames are bytes as they are; weights and the outputs of the layers between are rounded to 8 bits. So that this shifts
-less, the channels of a layer are brought nearer to one range, and what it shifts on average is added back (cross-layer
-equalisation and bias correction; Nagel et al. 2019, arXiv:1906.04721).
+less, the outputs' channels are brought nearer to one range, at the cost of the weights' (as in SmoothQuant, Xiao et al.
+2022, arXiv:2211.10438), and what it shifts on average is added back (bias correction, Nagel et al. 2019,
+arXiv:1906.04721).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 
 from aamlib.networks import STACK_SHAPE, NatureDQN, PixelConv2d
 
-_EQUALISED = 0.75  # 0: one range for all channels of a layer, 1: each channel its own, whatever that does to weights
+# How far each channel has a range of its own: 0, all of a layer share one; 1, whatever that does to the weights. Of 0,
+# 0.25, 0.5, 0.75 and 1, this one's errors were about the smallest on five trained students of Pong and Breakout.
+_EQUALISED = 0.75
 
 
 @functools.cache
@@ -55,7 +58,7 @@ class Int8Trunk:
         self.layers: list[_Layer] = []
         exact, rough = states, PixelConv2d.blocks(states)
         scales = torch.tensor([1 / 255])  # of each input channel: what 1 stands for
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for module in network.trunk:
                 exact = module(exact)
                 if isinstance(module, nn.Conv2d | nn.Linear):

@@ -33,7 +33,8 @@ LABELS = {
     **{f"probe_{probe}_regret": "mean regret (Q-value)" for probe in ("expert", "random")},
     "asked_indifferent": "expert indifferent, share of the asked",
     "asked_costly": "costly mistakes, share of the asked",
-    "auroc": "AUROC of its scores (mean of 10 rounds)",
+    "auroc": "AUROC, all states (mean of 10 rounds)",
+    "auroc_decided": "AUROC, decided states (mean of 10 rounds)",
 }
 NAMES = {"bald": "BALD", "variation_ratio": "variation ratio", "entropy": "entropy", "random": "random"}
 COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer than drawing with it
@@ -118,10 +119,13 @@ def plot_shares(curves: pd.DataFrame, *, x: str = "labels_used", ax: Axes | None
     """Normalised score of one function, a line or band per share of the pool; x on a log scale."""
     ax = ax or plt.gca()
     for share, rows in curves.groupby("query_fraction"):
-        color = plt.get_cmap("viridis_r")(float(share) ** 0.4)  # type: ignore[arg-type]
+        color = plt.get_cmap("Greys")(0.3 + 0.7 * float(share) ** 0.4)  # type: ignore[arg-type]
         _draw_runs(ax, rows, x, "normalised", percent(float(share)), color=color)  # type: ignore[arg-type]
     ax.set(ylabel=LABELS["normalised"])
-    return _log_counts(_finish(ax, x))
+    ax.set_xscale("log")
+    _finish(ax, x)
+    _log_ticks(ax.xaxis, EngFormatter(sep=""))
+    return ax
 
 
 def plot_metric(
@@ -143,22 +147,24 @@ def plot_metric(
 def plot_asked(rounds: pd.DataFrame, column: str, *, x: str = "agent_steps", ax: Axes | None = None) -> Axes:
     """What each run asked about, a line per function as in `plot_metric`; dotted, the same of all states in the pools.
 
-    `rounds`: as `aamlib.evidence.per_round`. `column`: asked_indifferent, asked_costly, asked_q_gap, or auroc, a
-    running mean, without random, whose one half is drawn as chance.
+    `rounds`: as `aamlib.evidence.per_round`. `column`: asked_indifferent, asked_costly (log), asked_q_gap, or auroc
+    and auroc_decided, running means, without random, whose one half is drawn as chance.
     """
     known = rounds.dropna(subset=[column])
-    if column == "auroc":
+    is_auroc = column.startswith("auroc")
+    if is_auroc:
         known = known[known["acquisition"] != "random"]
-        running = known.groupby("run")["auroc"].rolling(10, min_periods=1).mean()
-        known = known.assign(auroc=running.droplevel("run"))
-    ax = plot_metric(known, column, x=x, ax=ax)
-    if column == "auroc":
+        running = known.groupby("run")[column].rolling(10, min_periods=1).mean()
+        known = known.assign(**{column: running.droplevel("run")})
+    ax = plot_metric(known, column, x=x, log=column == "asked_costly", ax=ax)
+    if is_auroc:
         ax.axhline(0.5, color="0.3", linestyle=":", linewidth=1, label="chance")
         ax.set_ylim(0, 1)
     else:
         pool = rounds.groupby(x)[column.replace("asked", "pool")].mean().dropna()
         ax.plot(pool.index, pool, color="0.3", linestyle=":", linewidth=1, label="all states in the pool")
-        ax.set_ylim(0, None)
+        if column != "asked_costly":
+            ax.set_ylim(0, None)
     return _finish(ax, x)
 
 
@@ -180,8 +186,6 @@ def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes
             else:
                 ax.plot(after, y, marker=">", color=color, markerfacecolor="none", markersize=6)
     ax.set_xlabel(LABELS[str(thresholds["x"].iloc[0])])
-    if thresholds["query_fraction"].nunique() > 1:  # their labels differ by orders of magnitude
-        return _log_counts(ax)
     _show(ax, 0.0)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     return ax
@@ -221,7 +225,7 @@ def plot_phases(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         bars = ax.barh(y, means[column], left=left, label=column.removeprefix("seconds_"), **style)
         left = left + means[column].to_numpy()
     ax.bar_label(bars, labels=[f"{total:.1f}" for total in left], padding=4)
-    ax.margins(x=0.1)
+    ax.margins(x=0.14)
     ax.set(xlabel="seconds per round, mean")
     ax.legend(ncols=len(columns), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize="small")
     return ax
@@ -268,12 +272,6 @@ def _finish(ax: Axes, x: str) -> Axes:
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     handles, names = ax.get_legend_handles_labels()
     ax.legend(dict(zip(names, handles, strict=True)).values(), dict.fromkeys(names), fontsize="small")
-    return ax
-
-
-def _log_counts(ax: Axes) -> Axes:
-    ax.set_xscale("log")
-    _log_ticks(ax.xaxis, EngFormatter(sep=""))
     return ax
 
 

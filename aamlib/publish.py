@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
             if run.status not in ENDED:
                 print(f"{name}: {run.status}, left out")
                 continue
-            publish(run, out if folder == options.runs else out / name, selections=options.selections)
-            print(f"{name}: {out / name}")
+            published = publish(run, out if folder == options.runs else out / name, selections=options.selections)
+            print(f"{name}: {published.dir}")
     except RunFolderError as error:
         print(error, file=sys.stderr)
         return 2

@@ -3,7 +3,7 @@
 | file                        | holds                                                                            |
 | --------------------------- | -------------------------------------------------------------------------------- |
 | config.json                 | every setting                                                                    |
-| environment.json            | versions, threads, precision and expert, one entry per start of the run          |
+| environment.json            | versions, commit, threads, precision and expert, one entry per start of the run  |
 | metrics.csv                 | one row per round, columns as in `METRICS`                                        |
 | evaluations.csv             | one row per evaluated game                                                       |
 | selections/NNNNNN.parquet   | per round: queried and random states with scores, expert's Q-values and frames   |
@@ -26,11 +26,13 @@ Notebook 02, a batch, TensorBoard and publishing add:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import io
 import json
 import platform
+import subprocess
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -41,7 +43,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aamlib.files import RunFolderError, replacing, write_json
+from aamlib.files import DATA_DIR, RunFolderError, replacing, write_json
 
 # What metrics.csv records per round, with units.
 METRICS = {
@@ -81,7 +83,7 @@ EVALUATIONS = {
     "score": "unclipped score of the whole game",
 }
 
-_COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")  # known in every round
+COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")  # known in every round
 _IDENTITY: dict[str, Any] = {"game": str, "acquisition": str, "query_fraction": int | float, "seed": int}
 
 
@@ -156,7 +158,7 @@ class Run:
     @property
     def metrics(self) -> pd.DataFrame:
         """One row per round, columns as in `METRICS`. Raises RunFolderError if it cannot be read."""
-        table = _read_table(self.dir / "metrics.csv", METRICS, filled=_COUNTERS)
+        table = _read_table(self.dir / "metrics.csv", METRICS, filled=COUNTERS)
         if table.empty:
             raise RunFolderError(f"{self.dir} holds no round yet; go on with its run, or leave it out.")
         if (table["round"].diff() <= 0).any():
@@ -251,6 +253,12 @@ def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def load_starts(root: str | Path, *more: str | Path) -> pd.DataFrame:
+    """The `read_starts` of every run folder below `root`, as `load_runs` finds them: one row per run and start."""
+    runs = find_runs([Path(root), *map(Path, more)])
+    return pd.concat([pd.DataFrame(read_starts(folder)).assign(run=name) for name, folder in runs.items()])
+
+
 def find_runs(roots: list[Path]) -> dict[str, Path]:
     """Run folders by name: the path below a single root, else as given. Raises RunFolderError if a root has none."""
     runs = {}
@@ -304,6 +312,9 @@ def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
 
 def record_start(run_dir: Path, **facts: Any) -> None:
     """Add an entry to environment.json: the given facts, the time, and the versions that a repetition would need."""
+    describe = ["git", "-C", str(DATA_DIR.parent), "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no clone
+        facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "ale-py", "numpy")}
     machine = {"python": platform.python_version(), "processor": platform.machine()}
     entry = {**facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **versions, **machine}

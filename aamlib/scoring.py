@@ -7,6 +7,7 @@ get their exact scores, so that nearly all that is asked about is what exact sco
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -14,14 +15,26 @@ from torch import Tensor
 
 from aamlib.acquisition import ACQUISITIONS, find_acquisition
 from aamlib.config import ExperimentConfig
-from aamlib.int8 import Int8Trunk
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN
+from aamlib.int8 import Int8Trunk, is_fast
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision
 from aamlib.replay import FramePool
 
 ROUGH_FROM = 10_000  # states: in a smaller pool, the samples are too large a share
 _CALIBRATION = 512  # states
 _SAMPLE = 1_000
 _WORTH_IT = 0.6  # of the pool near the cut: with more, two scorings take longer than one
+
+
+def way_to_compute(config: ExperimentConfig, starts: list[dict[str, Any]]) -> tuple[str, bool]:
+    """The precision of a run's matrix products, and whether eight bits stand in for it where rough is good enough.
+
+    As in the run's earlier `starts`, where the machine can; at first as its processor is fastest.
+    """
+    if config.precision != "auto":
+        return config.precision, False
+    if not starts:
+        return fastest_precision(config.device), is_fast(config.device)
+    return starts[-1]["precision"], starts[0].get("int8", False) and is_fast(config.device)
 
 
 def rough_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generator) -> Int8Trunk | None:

@@ -171,13 +171,16 @@ def auroc(positive: np.ndarray, scores: np.ndarray) -> float:
 def was_right(states: pd.DataFrame) -> pd.DataFrame:
     """AUROC of each score against costly mistakes, on the pool's random sample.
 
-    Returns columns round, score, auroc, states and costly (how many of them).
+    Where the expert is indifferent, few mistakes are costly. So over all states a score does well that merely avoids
+    these; over the others alone it has to tell mistakes.
+
+    Returns columns round, score, auroc (all states), auroc_decided (those that the expert is not indifferent about),
+    states and costly (how many of them).
     """
     rows = []
     for number, sample in states.query("kind == 'random'").groupby("round"):
-        costly = sample["costly"].to_numpy()
+        decided = sample[~sample["indifferent"]]
         for score in score_names(states):
-            value = auroc(costly, sample[f"score_{score}"].to_numpy())
-            rows.append({"round": number, "score": score, "auroc": value, "states": len(sample),
-                         "costly": int(costly.sum())})  # fmt: skip
-    return pd.DataFrame(rows, columns=["round", "score", "auroc", "states", "costly"])
+            both = (auroc(part["costly"].to_numpy(), part[f"score_{score}"].to_numpy()) for part in (sample, decided))
+            rows.append((number, score, *both, len(sample), int(sample["costly"].sum())))
+    return pd.DataFrame(rows, columns=["round", "score", "auroc", "auroc_decided", "states", "costly"])

@@ -78,10 +78,11 @@ def write_runs(root, games=("pong",), shares=(0.1,), acquisitions=tuple(QUALITY)
 
 
 def choices_of(run, asked, pool, auroc):
-    """Two rounds of a run: shares of indifferent states among the asked and in the pool, and AUROC of BALD."""
+    """Two rounds of a run: shares of indifferent states among the asked and in the pool, and AUROCs of BALD."""
     rows = [
         {"score": score, "round": number, "indifferent": share, "costly": share / 2, "q_gap": 1 - share}
         for number in (1, 2)
         for score, share in {"asked": asked, "pool": pool, "bald": asked, "entropy": pool}.items()
     ]
-    return pd.DataFrame(rows).assign(run=run).assign(auroc=lambda t: np.where(t["score"] == "bald", auroc, np.nan))
+    right = [auroc if row["score"] == "bald" else np.nan for row in rows]
+    return pd.DataFrame(rows).assign(run=run, auroc=right, auroc_decided=right)

@@ -37,6 +37,7 @@ def test_many_seeds_of_several_games(tmp_path):
     assert "all games" in text
     assert "## What each function would ask about" in text
     assert "| 20 % " in text
+    assert "## How they were computed" in text
 
 
 @pytest.mark.slow

@@ -269,11 +269,12 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
     assert row[["seeds", "labels_used", "unique_labels"]].tolist() == [3, 3000, 1500]
     assert row["normalised"] == pytest.approx(0.5)
     assert row[["labels_to_50", "reached_50", "labels_to_75", "reached_75"]].tolist() == [3000, 2, np.inf, 1]
+    assert row[["labels_after_50", "unique_after_50", "unique_to_50"]].tolist() == [2000, 1000, 1500]
     header, _, line = (
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in comparison.as_text(comparison.summary(curves)).to_markdown(index=False).splitlines()
     )
     cells = dict(zip(header, line, strict=True))
-    assert cells["labels to 50 %"] == "3k (2 of 3)"
+    assert cells["labels to 50 %"] == "2–3k (2 of 3)"
     assert cells["labels to 75 %"] == "– (1 of 3)"
     assert cells["area over agent steps"] == "0.33"  # the mean of 0.55, 0.35 and 0.1, without an interval

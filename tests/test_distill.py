@@ -11,9 +11,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 
 import aamlib
+from aamlib import checkpoints
 from aamlib.distill import Distillation
 from aamlib.files import file_hash, read_torch, write_torch
 
@@ -182,6 +184,29 @@ def interrupted(interrupted_once, tmp_path):
     return aamlib.Run(shutil.copytree(interrupted_once.dir, tmp_path / "run"))
 
 
+def test_stopped_while_saving_it_tells_the_last_round_that_was_saved(with_settings, tmp_path, monkeypatch, capsys):
+    saved = checkpoints.write_torch
+
+    def stopped(path, content):
+        if path.stem == "000002":
+            raise KeyboardInterrupt
+        saved(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_torch", stopped)
+        run = aamlib.distill(with_settings(), tmp_path / "run")
+    assert "goes on after round 1." in capsys.readouterr().out
+    assert json.loads((run.dir / "progress.json").read_text())["round"] == 1
+    (run.dir / "pool" / ".000000160-000000320.zst.a1b2_c3d").write_bytes(b"left by a process that was killed")
+    (run.dir / "pool" / ".keep").write_bytes(b"")
+    assert (run.dir / "checkpoints" / "000002.safetensors").exists()
+    weights = safetensors.torch.load_file(run.dir / "checkpoints" / "000001.safetensors")
+    assert torch.equal(aamlib.load_student(run.dir).head.weight, weights["head.weight"]), "not the unfinished one"
+    again = aamlib.distill(with_settings(), run.dir)
+    assert_every_round_once(again, with_settings())
+    assert [path.name for path in (run.dir / "pool").glob(".*")] == [".keep"]
+
+
 @pytest.mark.parametrize("part", ["pt", "safetensors"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(interrupted, tiny, part):
     newest = interrupted.dir / "checkpoints" / f"000003.{part}"
@@ -302,6 +327,7 @@ def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path):
 FULL_DISK = """
 import json, resource, signal, sys
 import aamlib
+from aamlib import checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 config = aamlib.ExperimentConfig(**json.loads(sys.argv[1]))
 aamlib.distill(config, sys.argv[2])

@@ -56,7 +56,7 @@ def test_functions_are_compared_on_the_pools_of_all_runs(metrics):
     assert rows.loc["expert indifferent", ["share", "bald", "entropy", "(all states)"]].tolist() == [
         "10 %", "30 %", "70 %", "70 %",
     ]  # fmt: skip
-    assert rows.loc["AUROC", ["bald", "(all states)"]].tolist() == ["0.600", "–"]
+    assert rows.loc["AUROC, all states", ["bald", "(all states)"]].tolist() == ["0.600", "–"]
 
 
 def test_a_run_is_tabulated_from_its_selections():
@@ -101,10 +101,19 @@ def test_the_studys_scores_stand_beside_ours_at_the_same_steps(runs, metrics):
     assert table["seeds_ours"].tolist() == [1, 1, 0, 0], "no run went that far, or has that share"
     assert table["score_ours"].isna().tolist() == [False, False, True, True]
     glance = evidence.at_a_glance(comparison.summary(curves), table).set_index("function")
-    assert glance.loc["bald", ["share", "study: after", "score"]].tolist() == ["10 %", "131,000", "17"]
+    assert glance.loc["bald", ["share", "study: after", "study: score"]].tolist() == ["10 %", "131,000", "17"]
     assert float(glance.loc["bald", "ours then"]) == pytest.approx(bald.item(), abs=0.05)
     glance = evidence.at_a_glance(comparison.summary(curves), table.assign(seeds_ours=0))
-    assert (glance[["study: after", "score", "ours then"]] == "–").all(axis=None), "ours did not go so far"
+    assert (glance[["study: after", "study: score", "ours then"]] == "–").all(axis=None), "ours did not go so far"
+
+
+def test_of_the_whole_pool_any_function_stands_beside_the_study(tmp_path):
+    write_run(tmp_path / "run", rounds=12, acquisition="entropy", query_fraction=1.0)
+    curves = comparison.learning_curves(aamlib.load_runs(tmp_path), aamlib.load_evaluations(tmp_path), REFERENCES)
+    point = {"game": "pong", "query_fraction": 1.0, "acquisition": "bald", "agent_steps": 131_000, "score": 17.0}
+    beside = evidence.beside_study(curves, pd.DataFrame([point]))
+    (row,) = evidence.at_a_glance(comparison.summary(curves), beside).to_dict("records")
+    assert (row["function"], row["study: after"], row["study: score"]) == ("entropy", "131,000", "17")
 
 
 def test_the_studys_losses_stand_beside_ours_of_a_full_pool(metrics):

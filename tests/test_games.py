@@ -32,7 +32,10 @@ def test_the_game_that_is_shown_first_is_a_bundled_one(monkeypatch):
     bundled = games.recorded_game(expert, "pong")
     assert len(bundled) == 600
     np.testing.assert_allclose(games.watch(expert, bundled), bundled.q_values, rtol=1e-3, atol=1e-4)
-    assert len(games.recorded_game(expert, "pong", steps=20)) == 20
+    played = games.recorded_game(expert, "pong", steps=40)
+    assert len(played) == 40
+    for name in ("frames", "actions", "rewards"):
+        np.testing.assert_array_equal(getattr(played, name), getattr(bundled, name)[:40])
     monkeypatch.setattr(games, "record_game", Mock(side_effect=LookupError))
     ExpertView("pong")
     for other in ({"seed": 1}, {"epsilon": 0.1}, {"steps": 20}):

@@ -1,6 +1,7 @@
 """Reduced precision chooses what float32 chooses: on a trained student, under the same masks."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -183,6 +184,14 @@ def test_features_in_int8_are_near(student, pool):
 
 
 @needs_int8
+def test_int8_is_the_same_within_another_precision(student, pool):
+    states = pool.states[::8]
+    with reduced_precision("bfloat16"):
+        within = Int8Trunk(student, states)(states)
+    assert torch.equal(within, Int8Trunk(student, states)(states))
+
+
+@needs_int8
 def test_int8_serves_networks_with_dead_units_and_biases():
     torch.manual_seed(0)
     network = aamlib.NatureDQN(4, conv_bias=True)
@@ -218,11 +227,24 @@ def test_a_run_records_how_it_computed(with_settings, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@needs_int8
+def test_the_same_seed_gives_the_same_run_in_int8(with_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "ROUGH_FROM", 150)
+    monkeypatch.setattr(scoring, "fastest_precision", lambda _: "float32")
+    first, again = (
+        aamlib.distill(with_settings(precision="auto", total_steps=640), tmp_path / name) for name in ("first", "again")
+    )
+    assert aamlib.runs.read_starts(first.dir)[0]["int8"]
+    columns = ["loss", "score", "probe_expert_kl", "unique_labels"]
+    pd.testing.assert_frame_equal(first.metrics[columns], again.metrics[columns], check_exact=True)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [False, pytest.param(True, marks=needs_int8)])
 def test_a_run_keeps_its_way_of_computing_where_it_can(with_settings, tmp_path, monkeypatch, first):
     for fast, total_steps in ((first, 320), (True, 480)):
         with monkeypatch.context() as patch:
-            patch.setattr(int8, "is_fast", lambda _, fast=fast: fast)
+            patch.setattr(scoring, "is_fast", lambda _, fast=fast: fast)
             run = aamlib.distill(with_settings(precision="auto", total_steps=total_steps), tmp_path / "run")
     assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [first, first]
 
