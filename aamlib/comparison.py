@@ -261,6 +261,7 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
             at = reached[(reached["threshold"] == threshold) & (reached["x"] == x)].groupby(TREATMENT)
             for end, column in (("after", "after"), ("to", "by")):
                 table[f"{count}_{end}_{name}"] = at[column].quantile(0.5, interpolation="lower")
+        # as many seeds for labels as for different states
         table[f"reached_{name}"] = at["by"].agg(lambda labels: int(np.isfinite(labels).sum()))
     return table.reset_index()
 

@@ -63,14 +63,16 @@ def record_game(policy: nn.Module, game: str, *, steps: int = 600, epsilon: floa
     )
 
 
-def sample_game(expert: nn.Module, game: str, *, steps: int = 600, epsilon: float = 0.05, seed: int = 0) -> Path:
+def sample_game_path(expert: nn.Module, game: str, *, steps: int = 600, epsilon: float = 0.05, seed: int = 0) -> Path:
     """Where this game of this expert lies, if it is among those that `make sample` recorded."""
     return DATA_DIR / "sample" / "games" / f"{game}-{fingerprint(expert)[:12]}-{steps}-{epsilon:g}-{seed}.zst"
 
 
-def recorded_game(expert: nn.Module, game: str, *, steps: int = 600, epsilon: float = 0.05, seed: int = 0) -> Recording:
+def load_or_record_game(
+    expert: nn.Module, game: str, *, steps: int = 600, epsilon: float = 0.05, seed: int = 0
+) -> Recording:
     """As `record_game`, but a game of the sample is read instead of played again: the notebook opens sooner."""
-    path = sample_game(expert, game, steps=steps, epsilon=epsilon, seed=seed)
+    path = sample_game_path(expert, game, steps=steps, epsilon=epsilon, seed=seed)
     if not path.exists():
         return record_game(expert, game, steps=steps, epsilon=epsilon, seed=seed)
     return Recording(game, seed, **load_arrays(path))

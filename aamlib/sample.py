@@ -6,7 +6,7 @@ from aamlib.config import ExperimentConfig, preset
 from aamlib.distill import distill
 from aamlib.experts import load_expert
 from aamlib.files import DATA_DIR, save_arrays
-from aamlib.games import record_game, sample_game
+from aamlib.games import record_game, sample_game_path
 from aamlib.publish import publish
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     expert = load_expert("pong")
     game = record_game(expert, "pong")
     arrays = {name: getattr(game, name) for name in ("frames", "q_values", "actions", "rewards")}
-    save_arrays(sample_game(expert, "pong"), arrays)
+    save_arrays(sample_game_path(expert, "pong"), arrays)
     for acquisition in ("bald", "entropy"):
         settings = {**preset("quick"), "total_steps": 80_000, "acquisition": acquisition}
         run = distill(ExperimentConfig(**settings), DATA_DIR / "runs" / f"sample-{acquisition}")

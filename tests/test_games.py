@@ -29,10 +29,10 @@ def test_states_and_q_values_are_those_of_the_game(recording, pong_expert):
 
 def test_the_game_that_is_shown_first_is_a_bundled_one(monkeypatch):
     expert = aamlib.load_expert("pong")
-    bundled = games.recorded_game(expert, "pong")
+    bundled = games.load_or_record_game(expert, "pong")
     assert len(bundled) == 600
     np.testing.assert_allclose(games.watch(expert, bundled), bundled.q_values, rtol=1e-3, atol=1e-4)
-    played = games.recorded_game(expert, "pong", steps=40)
+    played = games.load_or_record_game(expert, "pong", steps=40)
     assert len(played) == 40
     for name in ("frames", "actions", "rewards"):
         np.testing.assert_array_equal(getattr(played, name), getattr(bundled, name)[:40])
@@ -40,9 +40,9 @@ def test_the_game_that_is_shown_first_is_a_bundled_one(monkeypatch):
     ExpertView("pong")
     for other in ({"seed": 1}, {"epsilon": 0.1}, {"steps": 20}):
         with pytest.raises(LookupError):
-            games.recorded_game(expert, "pong", **other)
+            games.load_or_record_game(expert, "pong", **other)
     with pytest.raises(LookupError):
-        games.recorded_game(aamlib.NatureDQN(6), "pong")
+        games.load_or_record_game(aamlib.NatureDQN(6), "pong")
 
 
 def test_colours_are_of_the_same_moments(recording):

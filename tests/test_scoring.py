@@ -249,6 +249,15 @@ def test_a_run_keeps_its_way_of_computing_where_it_can(with_settings, tmp_path, 
     assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [first, first]
 
 
+@pytest.mark.parametrize(("precision", "fast", "expected"), [
+    ("auto", True, ("bfloat16", True)), ("auto", False, ("bfloat16", False)), ("float32", True, ("float32", False)),
+])  # fmt: skip
+def test_a_run_that_went_on_elsewhere_without_int8_takes_it_up_again(monkeypatch, precision, fast, expected):
+    monkeypatch.setattr(scoring, "is_fast", lambda _: fast)
+    starts = [{"precision": "bfloat16", "int8": True}, {"precision": "bfloat16", "int8": False}]
+    assert scoring.way_to_compute(aamlib.ExperimentConfig(precision=precision), starts) == expected
+
+
 @needs_int8
 def test_functions_with_few_levels_or_other_types_are_scored_too(student, pool, heads, exact, monkeypatch):
     monkeypatch.setattr(scoring, "ROUGH_FROM", 1_000)

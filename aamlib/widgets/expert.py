@@ -17,7 +17,7 @@ from aamlib.checkpoints import load_student
 from aamlib.config import ConfigError
 from aamlib.experts import EXPERTS_DIR, ExpertError, load_expert
 from aamlib.files import RunFolderError
-from aamlib.games import action_names, colour_frames, recorded_game, watch
+from aamlib.games import action_names, colour_frames, load_or_record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
 from aamlib.widgets.base import Picture, Plot, PolicyPlot, View, labelled, one_of, row
@@ -82,7 +82,7 @@ class ExpertView(View):
         if self.student and self.students[self.student].config["game"] != self.game:
             raise ConfigError(f"the student {self.student!r} does not play {self.game}; choose one that does, or none.")
         self.actions = actions
-        self.recording = recorded_game(expert, self.game, steps=self.steps, epsilon=self.epsilon, seed=self.seed)
+        self.recording = load_or_record_game(expert, self.game, steps=self.steps, epsilon=self.epsilon, seed=self.seed)
         self.stacks = self.recording.stacks()
         self.student_q = None
         if self.student:
