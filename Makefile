@@ -27,7 +27,7 @@ batch: $(READY)  ## Run the grid notebooks/grids/$(GRID).toml and compare its ru
 		-p runs $(BATCH) -p figures $(BATCH)/figures
 
 test: $(READY) check  ## All checks and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lab: $(READY)  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
