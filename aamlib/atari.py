@@ -1,8 +1,8 @@
 """Atari games: vector environments for collecting states, and evaluation over whole games.
 
 Preprocessing is the usual one (Machado et al. 2018, without sticky actions): frame-skip 4 with max-pooling over the
-last two frames, 84×84 grey, stacks of 4 frames, up to 30 no-ops at a game's start, at most 108,000 emulator frames a
-game. One agent step is 4 emulator frames.
+last two frames, 84×84 grey, stacks of 4 frames, up to 30 no-ops and FIRE, where the game has it, at a game's start, at
+most 108,000 emulator frames a game. One agent step is 4 emulator frames.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def make_envs(
         num_threads=n_threads,
         max_num_frames_per_episode=max_frames,
         autoreset_mode=AutoresetMode.SAME_STEP,
+        use_fire_reset=True,
         life_loss_info=life_loss_ends,
         reward_clipping=clip_rewards,
     )

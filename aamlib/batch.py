@@ -76,6 +76,8 @@ def run_batch(
     for name, value, least in (("side_by_side", side_by_side, 1), ("threads", threads, 1), ("retries", retries, 0)):
         if value is not None and value < least:
             raise ConfigError(f"{name} = {value} is out of range; give at least {least}.")
+    if elsewhere := [cell for cell in cells if cell.run_dir.parent != Path(out).absolute()]:
+        raise ConfigError(f"{elsewhere[0].name} was planned in {elsewhere[0].run_dir.parent}, not in {out}; give that.")
     unfinished = {cell.name: cell for cell in cells if not is_done(cell)}
     for cell in unfinished.values():
         check_settings(cell.run_dir, cell.config.asdict())
@@ -171,7 +173,7 @@ class BatchView:
         self.table = (
             display(pd.DataFrame(), display_id=True) if shell is not None and hasattr(shell, "kernel") else None
         )
-        rounds = sum(cell.n_rounds for cell in cells)
+        rounds = sum(cell.config.n_rounds for cell in cells)
         self.bar = tqdm(total=rounds, initial=self.rounds(), unit="round", smoothing=0, dynamic_ncols=True)
         if dashboard:
             self.say(f"Dask dashboard: {dashboard}")
@@ -185,7 +187,8 @@ class BatchView:
     def rounds(self, ended: Collection[str] = ()) -> int:
         """Rounds of all cells that nobody waits for any more."""
         done = {cell.name: self.progress[cell.name].get("round", 0) for cell in self.cells}
-        return sum(cell.n_rounds if cell.name in ended else min(done[cell.name], cell.n_rounds) for cell in self.cells)
+        all_rounds = {cell.name: cell.config.n_rounds for cell in self.cells}
+        return sum(n if name in ended else min(done[name], n) for name, n in all_rounds.items())
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -204,7 +207,7 @@ class BatchView:
             now = self.progress[cell.name]
             running = now.get("status") not in (None, "interrupted") and now != self.begun[cell.name]
             state = states.get(cell.name) or ("running" if running else "waiting")
-            row = {"cell": cell.name, "state": state, "rounds": f"{now.get('round', 0)} of {cell.n_rounds}"}
+            row = {"cell": cell.name, "state": state, "rounds": f"{now.get('round', 0)} of {cell.config.n_rounds}"}
             rows.append({**row, "labels": now.get("labels_used", 0), "score": now.get("score")})
             if now.get("score") not in (None, before.get("score")) and self.table is None:
                 self.say(f"{cell.name}: score {now['score']:.2f} after {now['agent_steps']:,} agent steps")

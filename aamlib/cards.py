@@ -25,9 +25,9 @@ def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cards(folder: Path) -> dict[str, dict[str, Any]]:
-    """The cards of a folder's experts by name; those without one are left out."""
+    """The cards of a folder's experts by name; those that nobody trained with notebook 1 are left out."""
     cards = {path.stem: read_card(path) for path in sorted(folder.glob("*.safetensors"))}
-    return {name: card for name, card in cards.items() if card}
+    return {name: card for name, card in cards.items() if {"scores", "weights_sha256"} <= card.keys()}
 
 
 def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:

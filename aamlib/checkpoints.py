@@ -56,7 +56,8 @@ def save_checkpoint(
 def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest undamaged checkpoint's student and content, its frames put into the empty `pool`; None without one.
 
-    Warns of each damaged checkpoint that it passes over. Raises RunFolderError if all are damaged.
+    Warns of each damaged checkpoint that it passes over. Raises RunFolderError if all are damaged, or there is none of
+    a run that has tables already, as in a published one.
     """
     manifests = sorted((run_dir / "checkpoints").glob("*.json"), reverse=True)
     for manifest in manifests:
@@ -70,7 +71,7 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
             content = read_torch(state)
             if "labels" not in content:
                 raise RunFolderError(f"{run_dir} was begun by an earlier version; begin it again in another folder.")
-            pool.restore([load_arrays(segment) for segment in segments])
+            pool.restore(load_arrays(segment) for segment in segments)
             pool.labels = content.pop("labels")
             _drop_segments(run_dir, pool.n_steps)
             return safetensors.torch.load_file(weights), content
@@ -78,6 +79,10 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
         warnings.warn(message, stacklevel=2)
     if manifests:
         raise RunFolderError(f"every checkpoint of {run_dir} is damaged; start the run again in another folder.")
+    if (run_dir / "metrics.csv").exists():
+        raise RunFolderError(
+            f"{run_dir} holds the tables of a run, but no checkpoint to go on from; choose another folder."
+        )
     _drop_segments(run_dir, 0)
     return None
 

@@ -209,13 +209,17 @@ class ExperimentConfig(Config):
             raise ConfigError(f"query_fraction = {self.query_fraction} of the pool is less than one state; raise it.")
 
     @property
+    def n_rounds(self) -> int:
+        """Rounds after the warm-up, if no label budget ends the run."""
+        return max(0, math.ceil((self.total_steps - self.warmup_steps) / self.round_steps))
+
+    @property
     def recording(self) -> tuple[int, int]:
         """States, and among them states with frames, that a round records of each kind; fewer in long runs.
 
         So many over the whole run that its folder stays below 50 MB, whatever its horizon.
         """
-        rounds = max(1, math.ceil((self.total_steps - self.warmup_steps) / self.round_steps))
-        share = min(1, RECORDED_PER_RUN / (rounds * self.recorded_states))
+        share = min(1, RECORDED_PER_RUN / (max(1, self.n_rounds) * self.recorded_states))
         return math.ceil(share * self.recorded_states), math.ceil(share * self.recorded_stacks)
 
     def query_size(self, n_states: int) -> int:

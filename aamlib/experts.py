@@ -150,13 +150,14 @@ def _count_actions(expert: nn.Module) -> int:
             q_values = expert(states)
         given = f"returned {q_values.dtype} {tuple(q_values.shape)}"
         fits = q_values.dtype == torch.float32 and q_values.ndim == 2 and len(q_values) == 2
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        given, fits = f"failed ({str(error).splitlines()[0]})", False
+        failure = None
+    except Exception as error:  # whatever a user's own module raises
+        given, fits, failure = f"failed ({' '.join(repr(error).split())})", False, error
     if not fits:
         raise ExpertError(
             f"the module {type(expert).__name__} {given} for two states, uint8 (2, 4, 84, 84); give one that returns "
             "float32 Q-values (2, A)."
-        )
+        ) from failure
     return q_values.shape[1]
 
 

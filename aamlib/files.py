@@ -42,7 +42,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary = Path(name)
         os.close(descriptor)
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:  # Windows syncs only what may be written
             os.fsync(written.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)

@@ -90,6 +90,7 @@ def colour_frames(recording: Recording) -> UInt8[np.ndarray, "N 210 160 3"]:
         1,
         max_num_frames_per_episode=FRAMES_PER_STEP * (len(recording) + 1),
         autoreset_mode=AutoresetMode.SAME_STEP,
+        use_fire_reset=True,  # as `make_envs`
         grayscale=False,
         img_height=210,
         img_width=160,

@@ -48,11 +48,6 @@ class Cell:
     config: ExperimentConfig  # what that comes to
     notebook: Path
 
-    @property
-    def n_rounds(self) -> int:
-        """Rounds after the warm-up, if no label budget ends the run."""
-        return max(0, -(-(self.config.total_steps - self.config.warmup_steps) // self.config.round_steps))
-
 
 def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | Path = EXPERIMENT) -> list[Cell]:
     """The cells of a grid, seed by seed, each with a run folder of its own in `out`, named by what varies.
@@ -242,7 +237,7 @@ def estimate(cells: list[Cell], measured: str | Path | None = None) -> pd.DataFr
 
 def _estimate(cell: Cell, seconds: Mapping[str, float], n_bytes: Mapping[str, float]) -> dict[str, Any]:
     config = cell.config
-    steps = config.warmup_steps + config.round_steps * np.arange(1, cell.n_rounds + 1)
+    steps = config.warmup_steps + config.round_steps * np.arange(1, config.n_rounds + 1)
     pool = np.minimum(config.pool_size, steps)
     queries = np.rint(config.query_fraction * pool)
     if config.label_budget is not None:

@@ -169,7 +169,10 @@ class MCDropoutDQN(NatureDQN):
 @contextlib.contextmanager
 def reduced_precision(precision: str, device: str = "cpu") -> Iterator[None]:
     """Run matrix products in `precision` ("float32" or "bfloat16") within the block; weights stay float32."""
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
+    # torch would keep the weights that it has converted until the block ends, however they are trained meanwhile.
+    with torch.autocast(
+        torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+    ):
         yield
 
 

@@ -19,7 +19,7 @@ from aamlib.files import DATA_DIR, RunFolderError, write_csv
 from aamlib.runs import ENDED, Run, find_runs
 from aamlib.selections import rounds_of
 
-_TABLES = ("config.json", "environment.json", "metrics.csv", "evaluations.csv", "progress.json")
+_TABLES = ("config.json", "metrics.csv", "evaluations.csv", "progress.json")
 
 
 def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool = False) -> Run:
@@ -27,7 +27,8 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
 
     With them goes choices.csv (`aamlib.evidence.tabulate`); the recorded selections of some rounds, spread evenly from
     the first to the last; and the student, for those who want to watch it. Raises RunFolderError if the run has
-    recorded no selection, or the folder holds something other than a run, or is the run's own.
+    recorded no selection, or the folder holds something other than a run, is the run's own, or cannot be written; what
+    was there is then as it was.
     """
     target, numbers = Path(target).resolve(), rounds_of(run)
     if target == run.dir.resolve():
@@ -35,20 +36,38 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
     if target.exists() and not (target / "metrics.csv").exists():
         raise RunFolderError(f"{target} is there and holds no run; choose another folder.")
     spread = np.linspace(len(numbers) - 1, 0, min(selections, len(numbers))).round().astype(int)  # of one, the last
-    names = [*_TABLES, *(f"selections/{numbers[i]:06d}.parquet" for i in spread)]
+    names = [*_TABLES, *(["environment.json"] if (run.dir / "environment.json").exists() else [])]
+    names += [*(f"selections/{numbers[i]:06d}.parquet" for i in spread)]
     if student:
         names.append(f"checkpoints/{run.metrics['round'].iloc[-1]:06d}.safetensors")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        copy = Path(folder) / "run"
-        for name in names:
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run.dir / name, copy / name)
-        write_csv(copy / CHOICES, tabulate(run).round(5))
-        if target.exists():
-            target.rename(Path(folder) / "before")
-        copy.rename(target)
+    choices = tabulate(run).round(5)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+            copy, before = Path(folder) / "run", Path(folder) / "before"
+            for name in names:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(run.dir / name, copy / name)
+            write_csv(copy / CHOICES, choices)
+            if target.exists():
+                target.rename(before)
+            try:
+                copy.rename(target)
+            except OSError:
+                if before.exists():
+                    before.rename(target)
+                raise
+    except OSError as error:
+        raise RunFolderError(
+            f"{run.dir} cannot be published as {target} ({error}); mend that and call again."
+        ) from error
     return Run(target)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds; give 0 or more.")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="folder to publish in; data/results/ and the name of the first if left out"
     )
-    parser.add_argument("--selections", type=int, default=0, metavar="N", help="rounds whose frames go with each run")
+    parser.add_argument(
+        "--selections", type=_count, default=0, metavar="N", help="rounds whose frames go with each run"
+    )
     options = parser.parse_args(arguments)
     out = options.out or DATA_DIR / "results" / options.runs.absolute().name
     try:

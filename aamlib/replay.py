@@ -6,7 +6,7 @@ environment, and stacks are put together on read: 7 kB a state instead of 28.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -104,10 +104,11 @@ class FramePool:
             "started": (self.age[:, rows] == 0).T.numpy(),  # (steps, E)
         }
 
-    def restore(self, segments: list[dict[str, np.ndarray]]) -> None:
+    def restore(self, segments: Iterable[dict[str, np.ndarray]]) -> None:
         """Refill an empty pool from consecutive segments that reach back to the oldest frame needed."""
-        self.n_steps = segments[0]["first_step"].item() if segments else 0
         for segment in segments:
+            if not self.n_steps:
+                self.n_steps = segment["first_step"].item()
             for frames, started in zip(segment["frames"], segment["started"], strict=True):
                 self.add(frames, started)
 

@@ -148,7 +148,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """One of running, finished, label budget used, interrupted. Raises RunFolderError if it cannot be read."""
+        """Starting, running, finished, label budget used or interrupted, as last written; RunFolderError if none is."""
         path = self.dir / "progress.json"
         try:
             return json.loads(path.read_text())["status"]

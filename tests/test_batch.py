@@ -104,6 +104,12 @@ def alive(pid):
     return True
 
 
+def test_cells_are_run_where_they_were_planned(cells, tmp_path):
+    with pytest.raises(aamlib.ConfigError, match="was planned in .*out, not in .*elsewhere"):
+        run_batch(cells(), tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_killed_kernels_resume_errors_are_named_and_done_cells_are_skipped(cells, tmp_path, capsys):
     grid = cells(seeds=2, acquisition=["bald", "entropy", "variation_ratio"])
     grid = [cell for cell in grid if cell.config.seed == 0 or cell.config.acquisition == "entropy"]

@@ -229,6 +229,14 @@ def test_a_run_that_an_earlier_version_began_says_so(interrupted, tiny):
         aamlib.distill(tiny, interrupted.dir)
 
 
+def test_a_run_without_its_checkpoints_is_never_begun_again(interrupted, tiny):
+    tables = {path: path.read_bytes() for path in interrupted.dir.glob("*.csv")}
+    shutil.rmtree(interrupted.dir / "checkpoints")
+    with pytest.raises(aamlib.RunFolderError, match="holds the tables of a run, but no checkpoint to go on from"):
+        aamlib.distill(tiny, interrupted.dir)
+    assert {path: path.read_bytes() for path in interrupted.dir.glob("*.csv")} == tables
+
+
 def test_when_every_checkpoint_is_damaged_it_says_so(interrupted, tiny):
     for path in (interrupted.dir / "checkpoints").glob("*.pt"):
         path.write_bytes(path.read_bytes()[:1000])

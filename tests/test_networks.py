@@ -159,6 +159,19 @@ def test_bfloat16_stays_close_and_float32_exact(student, states):
     assert torch.equal(student(states), exact)  # the block is over
 
 
+def test_bfloat16_follows_weights_that_are_trained_within_the_block(student, states):
+    optimiser = torch.optim.Adam(student.parameters(), lr=1e-3)
+    student.eval()
+    with reduced_precision("bfloat16"):
+        for _ in range(3):
+            optimiser.zero_grad()
+            student(states).square().sum().backward()
+            optimiser.step()
+        within = student(states)
+    with reduced_precision("bfloat16"):
+        assert torch.equal(student(states), within)
+
+
 def test_fastest_precision_is_one_of_the_two():
     assert fastest_precision() in {"float32", "bfloat16"}
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -72,3 +73,29 @@ def test_refusals_are_sentences_and_nothing_is_lost(sample, tmp_path, capsys):
     with pytest.raises(aamlib.RunFolderError, match="holds no recorded selection"):
         publish.publish(aamlib.Run(without), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        publish.main([str(itself), "--selections", "-1"])
+    assert "'-1' is no number of rounds; give 0 or more" in capsys.readouterr().err
+
+
+def test_what_was_published_before_is_put_back_if_the_new_cannot_be_moved_there(sample, tmp_path, monkeypatch):
+    before = names(publish.publish(sample, tmp_path / "run", selections=1).dir)
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == "run" and path.parent.name.startswith(".run."):
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(aamlib.RunFolderError, match="cannot be published as .*No space left"):
+        publish.publish(sample, tmp_path / "run")
+    assert names(tmp_path / "run") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_whose_starts_were_not_recorded_is_published_without_them(sample, tmp_path):
+    run = shutil.copytree(sample.dir, tmp_path / "run")
+    (run / "environment.json").unlink()
+    kept = publish.publish(aamlib.Run(run), tmp_path / "out")
+    assert names(kept.dir) == [name for name in TABLES if name != "environment.json"]

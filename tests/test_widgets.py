@@ -264,6 +264,22 @@ def test_the_points_on_the_page_are_the_rounds_in_their_colours(runs):
             np.testing.assert_array_equal(shade, view.states[color].astype(int))
 
 
+@pytest.mark.parametrize(("view", "trait"), [(SelectionView, "sort"), (ScatterView, "color")])
+def test_a_run_without_the_chosen_column_falls_back(runs, tmp_path, view, trait):
+    own = publish(runs["pong-bald"], tmp_path / "own", selections=1)
+    path = next((own.dir / "selections").iterdir())
+    pd.read_parquet(path).assign(**{"score_mine:margin": 0.5}).to_parquet(path)
+    shown = view({"own": own, "other": runs["pong-entropy"]}, "own", **{trait: "score_mine:margin"})
+    dropdown = controls(shown.panel, f"aam-{trait}")
+    assert dropdown.value == "score_mine:margin"
+    shown.run = "other"
+    assert getattr(shown, trait) == dropdown.value == view.class_traits()[trait].default_value
+    assert "score_mine:margin" not in [column for _, column in dropdown.options]
+    shown.run = "own"
+    setattr(shown, trait, "score_mine:margin")
+    assert dropdown.value == "score_mine:margin"
+
+
 def test_without_a_live_notebook_views_are_still_pictures(runs, view):
     still = [view, SelectionView(runs, "pong-bald"), ScatterView(runs, "pong-bald")]
     for shown in [*still, SideBySide(still[1], still[1])]:

@@ -10,6 +10,8 @@ import ipywidgets
 import pandas as pd
 import traitlets
 
+from aamlib import figures
+from aamlib.comparison import percent
 from aamlib.runs import Run
 from aamlib.selections import describe, rounds_of
 from aamlib.widgets.base import View, labelled, one_of
@@ -40,6 +42,8 @@ class RoundView(View):
 
     Raises ConfigError for an unknown run or column, RunFolderError for a run without selections.
     """
+
+    column_trait = ""  # the trait that names one of the columns `offered`
 
     run = traitlets.Unicode()
     round = traitlets.Int()
@@ -72,10 +76,17 @@ class RoundView(View):
         table = _read(self.runs[self.run].dir, self.round, self.config["temperature"])
         return table[table["kind"] == self.kind].reset_index(drop=True)
 
+    @property
+    def offered(self) -> list[str]:
+        """Columns of the states by which they can be shown."""
+        raise NotImplementedError
+
     @traitlets.observe("run")
-    def _keep_the_round(self, _: Any) -> None:
+    def _keep_what_there_is(self, _: Any) -> None:
         if self.round not in self.rounds:
             self.round = self.rounds[-1]
+        if getattr(self, self.column_trait) not in self.offered:
+            setattr(self, self.column_trait, self.trait_defaults(self.column_trait))
 
     @traitlets.validate("round")
     def _nearest_round(self, proposal: Any) -> int:
@@ -84,7 +95,23 @@ class RoundView(View):
     def title(self) -> str:
         """What is shown, in words."""
         config = self.config
-        return f"{config['game']}, {config['acquisition']} on {config['query_fraction']:.0%}, round {self.round}"
+        return f"{config['game']}, {config['acquisition']} on {percent(config['query_fraction'])}, round {self.round}"
+
+    def column_control(self, label: str) -> ipywidgets.Widget:
+        """The dropdown of the columns `offered`."""
+
+        def options() -> list[tuple[str, str]]:
+            return [(figures.axis_label(column), column) for column in self.offered]
+
+        def follow(_: Any) -> None:
+            if list(dropdown.options) != options():
+                column = getattr(self, self.column_trait)
+                dropdown.options = options()  # which goes to the first
+                setattr(self, self.column_trait, column)
+
+        dropdown = self.link(self.column_trait, labelled(ipywidgets.Dropdown, label, 290, options=options()))
+        self.observe(follow, ["run"])
+        return dropdown
 
     def round_controls(self) -> list[ipywidgets.Widget]:
         """Dropdowns and slider for run, round and kind."""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from aamlib import figures
 from aamlib.plots import gif_bytes, mosaic
 from aamlib.selections import score_names
-from aamlib.widgets.base import labelled, one_of, row
+from aamlib.widgets.base import one_of, row
 from aamlib.widgets.round import MEASURES, RoundView
 
 _SHOWN = 25  # states at once, beside the points
@@ -28,19 +28,21 @@ class ScatterView(RoundView):
     Traits beside `RoundView`'s: color (a column), picked (positions in `states`, by lasso or click).
     """
 
+    column_trait = "color"
+
     kind = traitlets.Enum(("queried", "random"), "random")
     color = traitlets.Unicode("q_gap")
     picked = traitlets.Tuple()
 
     @property
-    def colorable(self) -> list[str]:
+    def offered(self) -> list[str]:
         """Columns to colour by."""
         scores = [f"score_{name}" for name in score_names(self.states)]
         return [*MEASURES, *_ANSWERS, *scores]
 
     @traitlets.validate("color")
     def _known_column(self, proposal: Any) -> str:
-        return one_of("column", proposal["value"], self.colorable)
+        return one_of("column", proposal["value"], self.offered)
 
     @traitlets.observe("run", "round", "kind")
     def _other_states(self, _: Any) -> None:
@@ -58,7 +60,7 @@ class ScatterView(RoundView):
 
     def points(self) -> pd.DataFrame:
         """The states as points: score_entropy, score_bald and the columns to colour by, answers as "yes" or "no"."""
-        points = self.states[[*dict.fromkeys(["score_entropy", "score_bald", *self.colorable])]].copy()
+        points = self.states[[*dict.fromkeys(["score_entropy", "score_bald", *self.offered])]].copy()
         for column in _ANSWERS:
             points[column] = points[column].map({True: "yes", False: "no"}).astype(pd.CategoricalDtype([*_COLORS]))
         return points
@@ -83,8 +85,7 @@ class ScatterView(RoundView):
 
     def make_panel(self) -> ipywidgets.Widget:
         """Controls, the linked points and the frames."""
-        names = [(figures.axis_label(column), column) for column in self.colorable]
-        color = self.link("color", labelled(ipywidgets.Dropdown, "Colour", 290, options=names))
+        color = self.column_control("Colour")
         motion = ipywidgets.Image(format="gif", layout={"max_width": "100%"}).add_class("aam-motion")
 
         scatter = jscatter.Scatter(data=self.points(), x="score_entropy", y="score_bald", height=430)

@@ -12,6 +12,7 @@ import traitlets
 from matplotlib.figure import Figure
 
 from aamlib import figures
+from aamlib.comparison import percent
 from aamlib.files import write_csv
 from aamlib.games import action_names
 from aamlib.plots import gif_bytes, mosaic, write_gif
@@ -59,7 +60,7 @@ def write_study_gifs(runs: dict[str, Run], folder: str | Path) -> list[str]:
             view = SelectionView(runs, found[min(found)], sort=f"score_{acquisition}", folder=Path(folder))
             told.append(f"{view.export()[0]}: {len(view.shown)} states, {view.run}, round {view.round}")
         else:
-            name, wanted = gif_name(acquisition, fraction), f"{game}, {acquisition} on {fraction:.0%}"
+            name, wanted = gif_name(acquisition, fraction), f"{game}, {acquisition} on {percent(fraction)}"
             told.append(f"{name} skipped: no run of {wanted} has recorded selections here.")
     return told
 
@@ -74,6 +75,8 @@ class SelectionView(RoundView):
     columns (of the grid), folder (for exports).
     """
 
+    column_trait = "sort"
+
     sort = traitlets.Unicode("score_bald")
     descending = traitlets.Bool(True)
     gaps = traitlets.Tuple((0.0, float("inf")))
@@ -84,7 +87,7 @@ class SelectionView(RoundView):
     folder = traitlets.Instance(Path, args=(".",))
 
     @property
-    def sortable(self) -> list[str]:
+    def offered(self) -> list[str]:
         """Columns to sort by."""
         return [*(f"score_{name}" for name in score_names(self.states)), *MEASURES]
 
@@ -104,7 +107,7 @@ class SelectionView(RoundView):
 
     @traitlets.validate("sort")
     def _known_column(self, proposal: Any) -> str:
-        return one_of("column", proposal["value"], self.sortable)
+        return one_of("column", proposal["value"], self.offered)
 
     @traitlets.observe("run", "round", "kind", "sort", "descending", "gaps", "percentiles", "agreement", "position")
     def _tell(self, _: Any = None) -> None:
@@ -166,8 +169,7 @@ class SelectionView(RoundView):
 
     def make_panel(self) -> ipywidgets.Widget:
         """Controls, the grid, and the chosen state."""
-        names = [(figures.axis_label(column), column) for column in self.sortable]
-        sort = self.link("sort", labelled(ipywidgets.Dropdown, "Sort by", 290, options=names))
+        sort = self.column_control("Sort by")
         descending = self.link("descending", labelled(ipywidgets.Checkbox, "highest first", 105, indent=False))
         agreement = self.link("agreement", labelled(ipywidgets.Dropdown, "Student", 190, options=AGREEMENT))
         percentiles = self.link(
