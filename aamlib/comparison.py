@@ -108,7 +108,7 @@ def learning_curves(
         raise RunFolderError(
             "none of these runs has been evaluated yet; go on with them, or give folders of runs that went further."
         )
-    curves["smoothed"] = curves.groupby("run")["score"].transform(lambda score: stats.smooth(score.to_numpy()))
+    curves["smoothed"] = curves.groupby("run")["score"].transform(lambda score: score.rolling(3).mean())
     curves["normalised"] = np.nan
     for game, rows in curves.groupby("game"):
         known = references.get(str(game), {})
@@ -241,7 +241,7 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     Columns game, query_fraction, acquisition, seeds; agent_steps, labels_used and unique_labels at the end (mean over
     seeds); score and normalised (of the last three evaluations, interquartile mean over seeds); area_agent_steps and
     area_labels_used with _low and _high; and per threshold, such as 50 %, labels_to_50 (the labels by which half of the
-    seeds had reached it; inf if fewer did), labels_after_50 (those of the evaluation before, 0 if there is none),
+    seeds had reached it; inf if fewer did), labels_after_50 (that seed's at its evaluation before, 0 if there is none),
     unique_to_50 and unique_after_50 (the same of different states) and reached_50 (how many seeds did). Runs with too
     few evaluations for a normalised score are left out, unless there are no others.
     """
@@ -259,8 +259,10 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
         name = f"{threshold * 100:g}"
         for count, x in (("labels", "labels_used"), ("unique", "unique_labels")):
             at = reached[(reached["threshold"] == threshold) & (reached["x"] == x)].groupby(TREATMENT)
-            for end, column in (("after", "after"), ("to", "by")):
-                table[f"{count}_{end}_{name}"] = at[column].quantile(0.5, interpolation="lower")
+            middle = at[["after", "by"]].apply(
+                lambda ends: ends.sort_values(["by", "after"]).iloc[(len(ends) - 1) // 2]
+            )
+            table[[f"{count}_after_{name}", f"{count}_to_{name}"]] = middle
         # as many seeds for labels as for different states
         table[f"reached_{name}"] = at["by"].agg(lambda labels: int(np.isfinite(labels).sum()))
     return table.reset_index()
@@ -273,6 +275,13 @@ def _iqm(values: pd.Series) -> float:
 def percent(share: float) -> str:
     """A share as text, such as "10 %"."""
     return f"{share * 100:.3g} %"
+
+
+def areas_as_text(summary: pd.DataFrame) -> pd.DataFrame:
+    """The areas over agent steps of the `summary` for people: a row per game and share, functions as columns."""
+    text = as_text(summary).rename(columns={"area over agent steps": "area"}).join(summary["query_fraction"])
+    table = text.pivot(index=["game", "query_fraction", "share"], columns="function", values="area")
+    return table.fillna("not run").reset_index().drop(columns="query_fraction")
 
 
 def as_text(summary: pd.DataFrame) -> pd.DataFrame:
@@ -291,7 +300,7 @@ def as_text(summary: pd.DataFrame) -> pd.DataFrame:
         for count, name in [*(("labels", name) for name in names), ("unique", names[-1])]:
             after, to = values[f"{count}_after_{name}"] / 1e3, values[f"{count}_to_{name}"] / 1e3
             interval = f"{after:,.0f}–{to:,.0f}k" if after else f"≤ {to:,.0f}k"
-            seeds = f" ({values[f'reached_{name}']} of {values['seeds']})"
+            seeds = f" ({values[f'reached_{name}']} of {values['seeds']})" if values["seeds"] > 1 else ""
             text[f"{count} to {name} %"] = (interval if np.isfinite(to) else "–") + seeds
         for count in ("labels_used", "unique_labels"):
             text[count.replace("_", " ")] = f"{values[count] / 1e3:,.0f}k"

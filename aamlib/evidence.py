@@ -21,6 +21,7 @@ ASKED = ("indifferent", "costly", "q_gap")
 RIGHT = ("auroc", "auroc_decided")
 _NEEDED = ["run", "round", "score", *ASKED, *RIGHT]
 LAST = 10  # rounds over which what a student knows at the end is averaged
+_LEARNED = "round > 1"  # in the first round a student has learned nothing yet, and would weigh on every mean
 
 # What `per_round` adds to the metrics, with units.
 COLUMNS = {
@@ -86,11 +87,12 @@ def per_round(metrics: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
 def summary(rounds: pd.DataFrame) -> pd.DataFrame:
     """One row per game, share and function, from `per_round`: means over a run's rounds, then over the seeds.
 
-    Columns seeds, asked_..., pool_..., auroc... as `COLUMNS`; probe_... as `METRICS`, of the last `LAST` rounds alone.
+    A run's first round, in which nothing has been learned, is left out. Columns seeds, asked_..., pool_..., auroc... as
+    `COLUMNS`; probe_... as `METRICS`, of the last `LAST` rounds alone.
     """
     asked = [name for name in COLUMNS if not name.endswith("q_gap")]
     probes = [f"probe_{states}_{name}" for states in ("expert", "random") for name in ("kl", "regret")]
-    after, keys = rounds[rounds["round"] > 0], [*TREATMENT, "run"]
+    after, keys = rounds.query(_LEARNED), [*TREATMENT, "run"]
     at_the_end = after.groupby("run").tail(LAST)
     per_run = after.groupby(keys)[asked].mean().join(at_the_end.groupby(keys)[probes].mean())
     by = per_run.groupby(level=TREATMENT)
@@ -101,15 +103,16 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
     """One row per game, share and function: what it would have asked about in the pools of *all* runs of that share.
 
     Every function judges the same states by the same students, so nothing but the ranking differs; "pool" is all of
-    them. Columns runs, indifferent, costly, q_gap, auroc and auroc_decided: means over the rounds of a run, then over
-    the runs; with _low and _high, those of single runs, since each function shapes the student whose uncertainty is
-    judged.
+    them. Columns runs, indifferent, costly, q_gap, auroc and auroc_decided: means over the rounds of a run but the
+    first, then over the runs; with _low and _high, those of single runs, since each function shapes the student whose
+    uncertainty is judged; and rounds_decided, in how many rounds of all runs auroc_decided could be taken.
     """
     settings = rounds[["run", "game", "query_fraction"]].drop_duplicates()
-    per_run = choices[choices["score"] != "asked"].merge(settings, on="run")
+    of_functions = choices[choices["score"] != "asked"].query(_LEARNED).merge(settings, on="run")
     keys = ["game", "query_fraction", "score"]
-    means = per_run.groupby([*keys, "run"])[[*ASKED, *RIGHT]].mean().groupby(level=keys)
-    table = means.mean().assign(runs=means.size())[["runs", *ASKED, *RIGHT]]
+    means = of_functions.groupby([*keys, "run"])[[*ASKED, *RIGHT]].mean().groupby(level=keys)
+    table = means.mean().assign(runs=means.size(), rounds_decided=of_functions.groupby(keys)["auroc_decided"].count())
+    table = table[["runs", *ASKED, *RIGHT, "rounds_decided"]]
     table = table.join([means.min().add_suffix("_low"), means.max().add_suffix("_high")])
     return table.reset_index().rename(columns={"score": "acquisition"})
 
@@ -136,10 +139,11 @@ def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """The study's scores beside ours at the same agent steps: its table with score_ours and seeds_ours added.
 
     `study`: columns game, query_fraction, acquisition, agent_steps and score. Ours is the mean over the seeds of the
-    smoothed score at the nearest evaluation, of runs that went so far; NaN where there is none. Of the whole pool all
-    functions are the same run, so any stands for any.
+    score at the nearest evaluation and those before and after it, of runs that went so far; NaN where there is none.
+    Of the whole pool all functions are the same run, so any stands for any.
     """
-    ours = curves.assign(end=curves.groupby("run")["agent_steps"].transform("max")).dropna(subset="smoothed")
+    of_run = curves.groupby("run")["agent_steps"]
+    ours = curves.assign(end=of_run.transform("max"), agent_steps=of_run.shift(1)).dropna(subset="smoothed")
     pairs = _pairs(study, ours.drop(columns="score").rename(columns={"smoothed": "score_ours"}))
     pairs = pairs[pairs["end"] >= pairs["agent_steps"]]
     pairs["distance"] = (pairs["agent_steps_ours"] - pairs["agent_steps"]).abs()
@@ -155,15 +159,14 @@ def at_a_glance(results: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     points = points.drop(columns="acquisition").rename(columns={"acquisition_ours": "acquisition"})
     points = results[TREATMENT].merge(points, how="left", on=TREATMENT)
     text = as_text(results)
+    steps, score = points["agent_steps"].map("{:,.0f}".format), points["score"].map("{:.0f}".format)
     columns = {
-        "study: after": points["agent_steps"].map("{:,.0f}".format),
-        "study: score": points["score"].map("{:.0f}".format),
-        "ours then": points["score_ours"].map("{:.1f}".format),
+        "study": (score + " after " + steps).where(points["score"].notna(), "–"),
+        "ours then": points["score_ours"].map("{:.1f}".format).replace("nan", "–"),
         "ours at the end": text["score"],
+        "area": text["area over agent steps"],
     }
-    table = text[["game", "share", "function", "seeds"]].assign(**columns).replace("nan", "–")
-    rest = ["area over agent steps", *text.filter(regex="(labels|unique) to"), "unique labels"]
-    return table.join(text[rest].rename(columns={"area over agent steps": "area"}))
+    return text[["game", "share", "function", "seeds"]].assign(**columns).join(text.filter(regex="(labels|unique) to"))
 
 
 def losses_beside_study(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
@@ -219,6 +222,8 @@ def _format(name: str, values: pd.Series) -> Callable[[Any], str]:
         return percent
     if name.startswith("score"):
         return "{:.1f}".format
+    if name.startswith("auroc"):
+        return "{:.2f}".format
     if name == "agent_steps" or name.startswith(("first", "last")):
         return "{:,.0f}".format
     return ("{:.3f}" if values.dtype.kind == "f" else "{}").format

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
 from aamlib import stats
@@ -26,15 +26,16 @@ LABELS = {
     "unique_labels": "unique states labelled",
     "loss": "loss summed over the round's queries (nats)",
     "loss_per_label": "loss per label (nats)",
-    "smoothed": "unclipped score (dot: evaluation, line: mean of 3)",
+    "smoothed": "unclipped score",
     "normalised": "normalised score (0 random play, 1 expert)",
     **{f"probe_{probe}_kl": "KL(expert || student), nats" for probe in ("expert", "random")},
     **{f"probe_{probe}_agreement": "greedy agreement with the expert" for probe in ("expert", "random")},
     **{f"probe_{probe}_regret": "mean regret (Q-value)" for probe in ("expert", "random")},
-    "asked_indifferent": "expert indifferent, share of the asked",
-    "asked_costly": "costly mistakes, share of the asked",
-    "auroc": "AUROC, all states (mean of 10 rounds)",
-    "auroc_decided": "AUROC, decided states (mean of 10 rounds)",
+    "asked_indifferent": "share of the states asked about",
+    "asked_costly": "share of the states asked about",
+    "asked_q_gap": "mean Q-gap of the states asked about",
+    "auroc": "AUROC against costly mistakes",
+    "auroc_decided": "AUROC against costly mistakes",
 }
 NAMES = {"bald": "BALD", "variation_ratio": "variation ratio", "entropy": "entropy", "random": "random"}
 COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer than drawing with it
@@ -105,7 +106,7 @@ def plot_curves(
     colors = palette(curves["acquisition"])
     for acquisition in in_order(curves["acquisition"]):
         rows = curves[curves["acquisition"] == acquisition]
-        ax.scatter(rows[x], rows["score"], s=10, color=colors[acquisition], alpha=0.35, linewidth=0)
+        ax.scatter(rows[x], rows["score"], s=10, color=colors[acquisition], alpha=0.5, linewidth=0)
         _draw_runs(ax, rows, x, "smoothed", name_of(acquisition), color=colors[acquisition])
     ax.set_xlim(0, float(curves[x].max()) * 1.02)
     if all_labels is not None:
@@ -135,7 +136,7 @@ def plot_metric(
     ax = ax or plt.gca()
     colors = palette(metrics["acquisition"])
     for acquisition in in_order(metrics["acquisition"]):
-        rows = metrics[metrics["acquisition"] == acquisition]
+        rows = metrics[metrics["acquisition"] == acquisition].dropna(subset=[column])
         _draw_runs(ax, rows, x, column, name_of(acquisition), color=colors[acquisition])
     ax.set(ylabel=LABELS.get(column, column.replace("_", " ")))
     if log:
@@ -144,27 +145,37 @@ def plot_metric(
     return _finish(ax, x)
 
 
-def plot_asked(rounds: pd.DataFrame, column: str, *, x: str = "agent_steps", ax: Axes | None = None) -> Axes:
-    """What each run asked about, a line per function as in `plot_metric`; dotted, the same of all states in the pools.
+def plot_asked(rounds: pd.DataFrame, column: str, *, ax: Axes | None = None) -> Axes:
+    """What each run asked about, running means of ten rounds; dotted, the same of all states in the pools.
 
     `rounds`: as `aamlib.evidence.per_round`. `column`: asked_indifferent, asked_costly (log), asked_q_gap, or auroc
-    and auroc_decided, running means, without random, whose one half is drawn as chance.
+    and auroc_decided, without random, whose one half is drawn as chance. A line has gaps where there is no value.
     """
-    known = rounds.dropna(subset=[column])
-    is_auroc = column.startswith("auroc")
+    ax, x, colors = ax or plt.gca(), "agent_steps", palette(rounds["acquisition"])
+    is_log, is_auroc = column == "asked_costly", column.startswith("auroc")
+
+    def running(values: pd.Series) -> pd.Series:
+        means = values.rolling(10, min_periods=1).mean()
+        return means.where(means > 1e-9) if is_log else means  # rolling leaves a rounding error of a zero
+
+    for acquisition in in_order(rounds["acquisition"]):
+        if not (is_auroc and acquisition == "random"):
+            rows = rounds[rounds["acquisition"] == acquisition]
+            rows = rows.assign(**{column: rows.groupby("run")[column].transform(running)})
+            _draw_runs(ax, rows, x, column, name_of(acquisition), color=colors[acquisition])
     if is_auroc:
-        known = known[known["acquisition"] != "random"]
-        running = known.groupby("run")[column].rolling(10, min_periods=1).mean()
-        known = known.assign(**{column: running.droplevel("run")})
-    ax = plot_metric(known, column, x=x, log=column == "asked_costly", ax=ax)
-    if is_auroc:
-        ax.axhline(0.5, color="0.3", linestyle=":", linewidth=1, label="chance")
+        ax.axhline(0.5, color="0.6", linewidth=1, label="chance")
         ax.set_ylim(0, 1)
     else:
-        pool = rounds.groupby(x)[column.replace("asked", "pool")].mean().dropna()
-        ax.plot(pool.index, pool, color="0.3", linestyle=":", linewidth=1, label="all states in the pool")
-        if column != "asked_costly":
-            ax.set_ylim(0, None)
+        pool = running(rounds.groupby(x)[column.replace("asked", "pool")].mean())
+        ax.plot(pool.index, pool, color="0.3", linestyle=":", linewidth=1.2, label="all states in the pools")
+    if is_log:
+        ax.set_yscale("log")
+        _log_ticks(ax.yaxis, FuncFormatter(lambda share, _: percent(share)))
+    elif column == "asked_indifferent":
+        ax.set_ylim(0, 1)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: percent(share)))
+    ax.set(ylabel=LABELS[column])
     return _finish(ax, x)
 
 
@@ -251,7 +262,7 @@ def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style
     shared = known.pivot(index="agent_steps", columns="run", values=y).dropna()  # steps that every run reached
     if seeds < stats.MIN_SEEDS or shared.empty:
         label = f"{label}, {seeds} seeds" if seeds > 1 else label
-        for _, run in known.groupby("run"):
+        for _, run in rows.groupby("run"):  # with a gap where there is nothing
             ax.plot(run[x], run[y], label=label, **{"linewidth": 1.5, **style})
         return
     xs = known.groupby("agent_steps")[x].mean().loc[shared.index]

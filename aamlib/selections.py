@@ -17,6 +17,7 @@ from aamlib.files import DATA_DIR, RunFolderError
 from aamlib.runs import Run
 
 INDIFFERENT = 0.95  # of the highest entropy, ln A
+FEWEST = 10  # costly mistakes in a sample on which an AUROC is worth taking
 
 # What `describe` adds to a selection, with units.
 COLUMNS = {
@@ -172,7 +173,7 @@ def was_right(states: pd.DataFrame) -> pd.DataFrame:
     """AUROC of each score against costly mistakes, on the pool's random sample.
 
     Where the expert is indifferent, few mistakes are costly. So over all states a score does well that merely avoids
-    these; over the others alone it has to tell mistakes.
+    these; over the others alone it has to tell mistakes. Both are NaN where the mistakes are fewer than `FEWEST`.
 
     Returns columns round, score, auroc (all states), auroc_decided (those that the expert is not indifferent about),
     states and costly (how many of them).
@@ -181,6 +182,11 @@ def was_right(states: pd.DataFrame) -> pd.DataFrame:
     for number, sample in states.query("kind == 'random'").groupby("round"):
         decided = sample[~sample["indifferent"]]
         for score in score_names(states):
-            both = (auroc(part["costly"].to_numpy(), part[f"score_{score}"].to_numpy()) for part in (sample, decided))
+            both = (
+                auroc(part["costly"].to_numpy(), part[f"score_{score}"].to_numpy())
+                if part["costly"].sum() >= FEWEST
+                else float("nan")
+                for part in (sample, decided)
+            )
             rows.append((number, score, *both, len(sample), int(sample["costly"].sum())))
     return pd.DataFrame(rows, columns=["round", "score", "auroc", "auroc_decided", "states", "costly"])

@@ -31,14 +31,6 @@ def normalise(score: np.ndarray, expert: float, random_play: float) -> np.ndarra
     return (score - random_play) / (expert - random_play)
 
 
-def smooth(y: Float[np.ndarray, " n"], width: int = 3) -> Float[np.ndarray, " n"]:
-    """Mean of each value and the width - 1 before it; NaN where there are fewer."""
-    means = np.full(len(y), np.nan)
-    if len(y) >= width:
-        means[width - 1 :] = np.lib.stride_tricks.sliding_window_view(y, width).mean(axis=1)
-    return means
-
-
 def reached(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], threshold: float) -> tuple[float, float]:
     """The interval (after, by] of x in which y first reaches the threshold.
 

@@ -78,11 +78,16 @@ def write_runs(root, games=("pong",), shares=(0.1,), acquisitions=tuple(QUALITY)
 
 
 def choices_of(run, asked, pool, auroc):
-    """Two rounds of a run: shares of indifferent states among the asked and in the pool, and AUROCs of BALD."""
+    """Three rounds of a run: shares of indifferent states among the asked and in the pool, and AUROCs of BALD.
+
+    In the first, in which nothing has been learned, all are 1.
+    """
     rows = [
         {"score": score, "round": number, "indifferent": share, "costly": share / 2, "q_gap": 1 - share}
-        for number in (1, 2)
+        for number in (1, 2, 3)
         for score, share in {"asked": asked, "pool": pool, "bald": asked, "entropy": pool}.items()
     ]
-    right = [auroc if row["score"] == "bald" else np.nan for row in rows]
+    for row in rows[:4]:
+        row |= dict.fromkeys(("indifferent", "costly", "q_gap"), 1.0)
+    right = [(auroc if row["round"] > 1 else 1.0) if row["score"] == "bald" else np.nan for row in rows]
     return pd.DataFrame(rows).assign(run=run, auroc=right, auroc_decided=right)

@@ -263,6 +263,13 @@ def test_half_of_the_seeds_is_enough_for_labels_to_and_a_run_without_a_score_is_
     assert row[["seeds", "labels_to_50", "reached_50"]].tolist() == [2, 2000, 1]
 
 
+def test_both_ends_of_labels_to_are_of_one_run():
+    curves = pd.concat([table([0.2, 0.6, 0.8]), table([0.2, 0.6, 0.8], seed=1, steps=[1.9, 2.1, 3])])
+    row = comparison.summary(curves).iloc[0]
+    assert row[["labels_after_50", "labels_to_50"]].tolist() == [1000, 2000]
+    assert row[["unique_after_50", "unique_to_50"]].tolist() == [500, 1000]
+
+
 def test_summary_counts_who_got_there_and_reads_as_markdown():
     curves = pd.concat([table([0.2, 0.6, 0.8]), table([0.2, 0.3, 0.6], seed=1), table([0.1] * 3, seed=2)])
     row = comparison.summary(curves).iloc[0]
@@ -278,3 +285,7 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
     assert cells["labels to 50 %"] == "2–3k (2 of 3)"
     assert cells["labels to 75 %"] == "– (1 of 3)"
     assert cells["area over agent steps"] == "0.33"  # the mean of 0.55, 0.35 and 0.1, without an interval
+    random = table([0.1] * 3, seed=3).assign(acquisition="random", query_fraction=0.9)
+    areas = comparison.areas_as_text(comparison.summary(pd.concat([curves, random])))
+    assert list(areas.columns) == ["game", "share", "bald", "random"]
+    assert areas[["bald", "random"]].to_numpy().tolist() == [["0.33", "not run"], ["not run", "0.10"]]

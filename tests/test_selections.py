@@ -84,6 +84,17 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(states):
     assert value == pytest.approx(np.mean(pairs)) if pairs else math.isnan(value)
 
 
+def test_an_auroc_of_few_mistakes_is_not_taken():
+    n = 2 * selections.FEWEST
+    states = pd.DataFrame({"round": 1, "kind": "random", "score_bald": np.arange(n), "indifferent": False})
+    states["costly"] = states.index >= selections.FEWEST  # ten of twenty, the highest scores
+    assert selections.was_right(states)[["auroc", "auroc_decided", "costly"]].to_numpy().tolist() == [[1, 1, 10]]
+    states.loc[n - 1, "indifferent"] = True
+    assert selections.was_right(states).fillna(-1)[["auroc", "auroc_decided"]].to_numpy().tolist() == [[1, -1]]
+    states.loc[n - 1, "costly"] = False
+    assert selections.was_right(states)["auroc"].isna().all()
+
+
 def test_what_is_not_there_is_said_in_one_sentence(tmp_path):
     with pytest.raises(aamlib.RunFolderError, match="no run with recorded selections below"):
         selections.recorded_runs([tmp_path])

@@ -22,13 +22,6 @@ def test_an_expert_no_better_than_chance_normalises_nothing(expert):
         stats.normalise(np.array([1.0]), expert, -20.0)
 
 
-@given(numbers)
-def test_smoothing_is_the_mean_of_three_in_a_row(y):
-    smoothed = stats.smooth(y)
-    assert np.isnan(smoothed[:2]).all()
-    assert smoothed[2:].tolist() == pytest.approx([(y[i - 2] + y[i - 1] + y[i]) / 3 for i in range(2, len(y))])
-
-
 @pytest.mark.parametrize(
     ("y", "interval"),
     [
