@@ -183,7 +183,7 @@ def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     """Labels (or steps) at which each run first reached a threshold, all shares and functions of a game in one plot.
 
     `thresholds`: as `aamlib.comparison.thresholds`, of one game, threshold and x. A bar is the interval between two
-    evaluations; an arrow starts where a run ended without reaching the threshold.
+    evaluations, dotted before the first; an arrow starts where a run ended without reaching the threshold.
     """
     ax = ax or plt.gca()
     colors, places = palette(thresholds["acquisition"]), _rows(ax, thresholds)
@@ -193,7 +193,7 @@ def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes
         for offset, after, by in zip(offsets, rows["after"], rows["by"], strict=True):
             y = places[treatment] + offset
             if np.isfinite(by):
-                ax.plot([after, by], [y, y], color=color, linewidth=3, solid_capstyle="butt")
+                ax.plot([after, by], [y, y], "-" if after else ":", color=color, linewidth=3, solid_capstyle="butt")
             else:
                 ax.plot(after, y, marker=">", color=color, markerfacecolor="none", markersize=6)
     ax.set_xlabel(LABELS[str(thresholds["x"].iloc[0])])
