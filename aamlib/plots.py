@@ -120,7 +120,7 @@ def plot_shares(curves: pd.DataFrame, *, x: str = "labels_used", ax: Axes | None
     """Normalised score of one function, a line or band per share of the pool; x on a log scale."""
     ax = ax or plt.gca()
     for share, rows in curves.groupby("query_fraction"):
-        color = plt.get_cmap("Greys")(0.3 + 0.7 * float(share) ** 0.4)  # type: ignore[arg-type]
+        color = plt.get_cmap("viridis")(0.9 - 0.9 * float(share) ** 0.4)  # type: ignore[arg-type]
         _draw_runs(ax, rows, x, "normalised", percent(float(share)), color=color)  # type: ignore[arg-type]
     ax.set(ylabel=LABELS["normalised"])
     ax.set_xscale("log")
