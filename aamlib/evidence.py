@@ -21,7 +21,7 @@ ASKED = ("indifferent", "costly", "q_gap")
 RIGHT = ("auroc", "auroc_decided")
 _NEEDED = ["run", "round", "score", *ASKED, *RIGHT]
 LAST = 10  # rounds over which what a student knows at the end is averaged
-_LEARNED = "round > 1"  # in the first round a student has learned nothing yet, and would weigh on every mean
+LEARNED = "round > 1"  # in the first round a student has learned nothing yet, and would weigh on every mean
 
 # What `per_round` adds to the metrics, with units.
 COLUMNS = {
@@ -92,7 +92,7 @@ def summary(rounds: pd.DataFrame) -> pd.DataFrame:
     """
     asked = [name for name in COLUMNS if not name.endswith("q_gap")]
     probes = [f"probe_{states}_{name}" for states in ("expert", "random") for name in ("kl", "regret")]
-    after, keys = rounds.query(_LEARNED), [*TREATMENT, "run"]
+    after, keys = rounds.query(LEARNED), [*TREATMENT, "run"]
     at_the_end = after.groupby("run").tail(LAST)
     per_run = after.groupby(keys)[asked].mean().join(at_the_end.groupby(keys)[probes].mean())
     by = per_run.groupby(level=TREATMENT)
@@ -108,7 +108,7 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
     uncertainty is judged; and rounds_decided, in how many rounds of all runs auroc_decided could be taken.
     """
     settings = rounds[["run", "game", "query_fraction"]].drop_duplicates()
-    of_functions = choices[choices["score"] != "asked"].query(_LEARNED).merge(settings, on="run")
+    of_functions = choices[choices["score"] != "asked"].query(LEARNED).merge(settings, on="run")
     keys = ["game", "query_fraction", "score"]
     means = of_functions.groupby([*keys, "run"])[[*ASKED, *RIGHT]].mean().groupby(level=keys)
     table = means.mean().assign(runs=means.size(), rounds_decided=of_functions.groupby(keys)["auroc_decided"].count())

@@ -37,7 +37,7 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
         raise RunFolderError(f"{target} is there and holds no run; choose another folder.")
     spread = np.linspace(len(numbers) - 1, 0, min(selections, len(numbers))).round().astype(int)  # of one, the last
     names = [*_TABLES, *(["environment.json"] if (run.dir / "environment.json").exists() else [])]
-    names += [*(f"selections/{numbers[i]:06d}.parquet" for i in spread)]
+    names += [f"selections/{numbers[i]:06d}.parquet" for i in spread]
     if student:
         names.append(f"checkpoints/{run.metrics['round'].iloc[-1]:06d}.safetensors")
     choices = tabulate(run).round(5)
