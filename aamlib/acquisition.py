@@ -45,7 +45,7 @@ def entropy(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None
     ValueError
         Another shape, or values that are not finite.
     """
-    return torch.special.entr(_policies(logits, min_samples=1).mean(dim=1)).sum(dim=-1)
+    return _total(_log_policies(logits, min_samples=1))
 
 
 def expected_entropy(
@@ -56,7 +56,7 @@ def expected_entropy(
     No acquisition function of the study, but the other half of the decomposition. Arguments, range and errors as for
     `entropy`.
     """
-    return torch.special.entr(_policies(logits, min_samples=1)).sum(dim=-1).mean(dim=1)
+    return _aleatoric(_log_policies(logits, min_samples=1))
 
 
 def bald(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None) -> Float[Tensor, " N"]:
@@ -81,10 +81,8 @@ def bald(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = 
     ValueError
         Another shape, T < 2, or values that are not finite.
     """
-    policies = _policies(logits, min_samples=2)
-    total = torch.special.entr(policies.mean(dim=1)).sum(dim=-1)
-    aleatoric = torch.special.entr(policies).sum(dim=-1).mean(dim=1)
-    return (total - aleatoric).clamp_min(0)
+    log_policies = _log_policies(logits, min_samples=2)
+    return (_total(log_policies) - _aleatoric(log_policies)).clamp_min(0)
 
 
 def variation_ratio(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None) -> Float[Tensor, " N"]:
@@ -158,10 +156,18 @@ def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Genera
     return shuffled[order[:query_size]]
 
 
-def _policies(logits: Tensor, min_samples: int) -> Tensor:
+def _total(log_policies: Tensor) -> Tensor:
+    return torch.special.entr(log_policies.exp().mean(dim=2)).sum(dim=1)
+
+
+def _aleatoric(log_policies: Tensor) -> Tensor:
+    return -(log_policies.exp() * log_policies).sum(dim=1).mean(dim=1)
+
+
+def _log_policies(logits: Tensor, min_samples: int) -> Tensor:
+    """Log-probabilities (N, A, T): over fewer than 16 neighbours in memory, softmax is slow on a CPU."""
     _check(logits, min_samples)
-    action_major = logits.transpose(1, 2).contiguous()  # over fewer than 16 neighbours, softmax is slow on a CPU
-    return torch.softmax(action_major, dim=1).transpose(1, 2)
+    return torch.log_softmax(logits.transpose(1, 2).contiguous(), dim=1)
 
 
 def _check(logits: Tensor, min_samples: int) -> None:
