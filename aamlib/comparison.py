@@ -1,6 +1,7 @@
 """Which runs may be compared, and the tables in which they are: from the metrics and evaluations of `load_runs`.
 
-Every claim is judged on the area under the normalised score, over steps and over labels, fixed before looking.
+Every claim is judged on the area under the normalised score, over steps and over labels, fixed before looking. The area
+over the different states labelled was added afterwards.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MAY_DIFFER = {
 }
 TREATMENT = ["game", "query_fraction", "acquisition"]
 ALL_GAMES = "all games"
-AREA_OVER = ("agent_steps", "labels_used")
+AREA_OVER = ("agent_steps", "labels_used", "unique_labels")
 
 
 def select_runs(metrics: pd.DataFrame, condition: str) -> pd.DataFrame:
@@ -95,21 +96,24 @@ def learning_curves(
     Returns
     -------
     Columns run, game, query_fraction, acquisition, seed, agent_steps, labels_used, unique_labels, score (mean),
-    smoothed (mean of three evaluations in a row, NaN in a run's first two) and normalised (the same, 0 random play,
-    1 the expert).
+    smoothed (mean of an evaluation, the one before and the one after it, NaN in a run's first and last), normalised
+    (the same, 0 random play, 1 the expert), and what the games leave uncertain, as standard errors: score_noise (of the
+    score), smoothed_noise (of smoothed) and normalised_noise (of the score, in units of normalised).
 
     Raises RunFolderError if no run has been evaluated yet, ValueError for a game whose references are missing, or
     cannot normalise.
     """
     columns = ["run", *TREATMENT, "seed", "round", "agent_steps", "labels_used", "unique_labels"]
-    means = evaluations.groupby(["run", "round"])["score"].mean().reset_index()
-    curves = metrics[columns].merge(means, on=["run", "round"]).sort_values(["run", "round"], ignore_index=True)
+    games = evaluations.groupby(["run", "round"])["score"].agg(score="mean", score_noise="sem").reset_index()
+    curves = metrics[columns].merge(games, on=["run", "round"]).sort_values(["run", "round"], ignore_index=True)
     if curves.empty:
         raise RunFolderError(
             "none of these runs has been evaluated yet; go on with them, or give folders of runs that went further."
         )
-    curves["smoothed"] = curves.groupby("run")["score"].transform(lambda score: score.rolling(3).mean())
-    curves["normalised"] = np.nan
+    of_run = curves.assign(squared=curves["score_noise"] ** 2).groupby("run")
+    curves["smoothed"] = of_run["score"].transform(_smooth)
+    curves["smoothed_noise"] = np.sqrt(of_run["squared"].transform(_smooth) / 3)
+    curves[["normalised", "normalised_noise"]] = np.nan
     for game, rows in curves.groupby("game"):
         known = references.get(str(game), {})
         if absent := [name for name in ("expert", "random play") if not isinstance(known.get(name), int | float)]:
@@ -119,20 +123,31 @@ def learning_curves(
             )
         expert, random_play = float(known["expert"]), float(known["random play"])
         curves.loc[rows.index, "normalised"] = stats.normalise(rows["smoothed"].to_numpy(), expert, random_play)
+        curves.loc[rows.index, "normalised_noise"] = rows["score_noise"] / (expert - random_play)
     return curves
 
 
-def final_scores(curves: pd.DataFrame) -> pd.DataFrame:
-    """One row per run: its last evaluation's smoothed and normalised score (not its best), steps and labels."""
-    return curves.groupby("run").tail(1).drop(columns=["round", "score"]).reset_index(drop=True)
+def _smooth(scores: Any) -> Any:
+    """The mean of three evaluations in a row, at the middle one: at the last, a curve would lag behind its steps."""
+    return scores.rolling(3, center=True).mean()
+
+
+def to_common_end(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows up to the agent steps that all runs of the same game and share have reached.
+
+    Whatever is compared at the end, or averaged over a run, would else be of students of different age.
+    """
+    ends = table.groupby(["game", "query_fraction", "run"])["agent_steps"].transform("max")
+    return table[table["agent_steps"] <= ends.groupby([table["game"], table["query_fraction"]]).transform("min")]
 
 
 def areas(curves: pd.DataFrame) -> pd.DataFrame:
-    """One row per run: its mean normalised score over steps and over labels.
+    """One row per run: its mean normalised score over steps, over labels and over different states labelled.
 
-    Columns run, game, query_fraction, acquisition, seed, then per x of agent_steps and labels_used: area_x, start_x and
-    end_x. The area under the curve is taken between start and end, which all runs of the game and share have in common,
-    and divided by the width. Runs without a normalised score have NaN and do not narrow the range.
+    Columns run, game, query_fraction, acquisition, seed, then per x of `AREA_OVER`: area_x, start_x, end_x and
+    area_x_noise. The area under the curve is taken between start and end, which all runs of the game and share have in
+    common, and divided by the width. Runs without a normalised score have NaN and do not narrow the range. The noise is
+    the area's standard error for the games that were played: how much another such student would differ it cannot say.
     """
     rows: list[dict[str, Any]] = []
     for _, group in curves.groupby(["game", "query_fraction"]):
@@ -140,10 +155,13 @@ def areas(curves: pd.DataFrame) -> pd.DataFrame:
         for _, of_run in group.groupby("run"):
             known = of_run.dropna(subset=["normalised"])
             row = _identity(of_run)
+            of_each = _smooth(pd.DataFrame(np.eye(len(of_run))))[of_run["normalised"].notna().to_numpy()]
             for x in AREA_OVER:
                 start, end = float(ends[x, "first"].max()), float(ends[x, "last"].min())
                 xs, ys = known[x].to_numpy(float), known["normalised"].to_numpy(float)
                 row |= {f"area_{x}": stats.mean_height(xs, ys, start, end), f"start_{x}": start, f"end_{x}": end}
+                weights = [stats.mean_height(xs, of_each[i].to_numpy(), start, end) for i in of_each]
+                row[f"area_{x}_noise"] = float(np.linalg.norm(weights * of_run["normalised_noise"]))
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -155,13 +173,13 @@ def _identity(of_run: pd.DataFrame) -> dict[str, Any]:
 def thresholds(curves: pd.DataFrame) -> pd.DataFrame:
     """One row per run, threshold and x: the interval in which the normalised score first reaches the threshold.
 
-    Columns run, game, query_fraction, acquisition, seed, threshold, x (agent_steps, labels_used or unique_labels),
-    after and by; by is inf in a run that ended, at `after`, without reaching it.
+    Columns run, game, query_fraction, acquisition, seed, threshold, x (of `AREA_OVER`), after and by; by is inf in a
+    run whose curve ended, at `after`, without reaching it.
     """
     rows: list[dict[str, Any]] = []
     for _, of_run in curves.groupby("run"):
         known = of_run.dropna(subset=["normalised"])
-        for threshold, x in itertools.product(stats.THRESHOLDS, ("agent_steps", "labels_used", "unique_labels")):
+        for threshold, x in itertools.product(stats.THRESHOLDS, AREA_OVER):
             xs, ys = known[x].to_numpy(float), known["normalised"].to_numpy(float)
             after, by = stats.reached(xs, ys, threshold)
             rows.append({**_identity(of_run), "threshold": threshold, "x": x, "after": after, "by": by})
@@ -187,10 +205,11 @@ def improvements(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     """One row per game, share and pair of functions: how probable it is that `better` has the higher measure.
 
     Of each pair, `better` is the function with the higher probability. Columns game, query_fraction, better, than,
-    seeds (the smaller number), probability, low, high, p (`stats.permutation_p`) and verdict: "better" if p is below
-    0.05, else "undecided". The interval does not decide: of two equal functions with five seeds each, it lies beside
-    one half once in ten times. Pairs with fewer than `stats.MIN_SEEDS` seeds are left out: nothing can be claimed of
-    them. Neither intervals nor p are corrected for the number of pairs.
+    seeds (the smaller number), probability, low, high, p (`stats.permutation_p`, corrected for the number of pairs of
+    the game and share by `stats.holm`) and verdict: "better" if p is below 0.05, else "undecided". The interval does
+    not decide: of two equal functions with five seeds each, it lies beside one half once in ten times. Pairs with fewer
+    than `stats.MIN_SEEDS` seeds are left out: nothing can be claimed of them. Of four functions five seeds are just
+    enough for a claim (p of at least 6 · 2/252), of five it takes six.
     """
     rows = []
     for (game, fraction), functions in _strata(runs, measure).items():
@@ -203,10 +222,11 @@ def improvements(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
             low, high = stats.interval(statistic, *strata)
             row = {"game": game, "query_fraction": fraction, "better": better, "than": than, "seeds": _fewest(strata)}
             row |= {"probability": float(statistic(*strata)), "low": float(low), "high": float(high)}
-            p = stats.permutation_p(functions[better], functions[than])
-            rows.append({**row, "p": p, "verdict": "better" if p < stats.SIGNIFICANT else "undecided"})
-    columns = ["game", "query_fraction", "better", "than", "seeds", "probability", "low", "high", "p", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
+            rows.append({**row, "p": stats.permutation_p(functions[better], functions[than])})
+    columns = ["game", "query_fraction", "better", "than", "seeds", "probability", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["p"] = table.groupby(["game", "query_fraction"])["p"].transform(lambda p: stats.holm(p.to_numpy()))
+    return table.assign(verdict=np.where(table["p"] < stats.SIGNIFICANT, "better", "undecided"))
 
 
 def _probability(games: int) -> Callable[..., Any]:
@@ -238,20 +258,29 @@ def _strata(runs: pd.DataFrame, measure: str) -> dict[tuple[str, float], dict[st
 def summary(curves: pd.DataFrame) -> pd.DataFrame:
     """The table of all results: one row per game, share and function.
 
-    Columns game, query_fraction, acquisition, seeds; agent_steps, labels_used and unique_labels at the end (mean over
-    seeds); score and normalised (of the last three evaluations, interquartile mean over seeds); area_agent_steps and
-    area_labels_used with _low and _high; and per threshold, such as 50 %, labels_to_50 (the labels by which half of the
-    seeds had reached it; inf if fewer did), labels_after_50 (that seed's at its evaluation before, 0 if there is none),
-    unique_to_50 and unique_after_50 (the same of different states) and reached_50 (how many seeds did). Runs with too
-    few evaluations for a normalised score are left out, unless there are no others.
+    Columns game, query_fraction, acquisition, seeds; at the common end of the share's runs agent_steps, labels_used and
+    unique_labels (mean over seeds), score and normalised (of the last three evaluations, not the best; interquartile
+    mean over seeds); area_agent_steps, area_labels_used and area_unique_labels with _low and _high; score_noise and
+    area_..._noise (standard errors for the games that were played, in the same units); start_agent_steps and
+    end_agent_steps, between which the area is taken; and per threshold, such as 50 %, labels_to_50 (the labels by which
+    half of the seeds had reached it; inf if fewer did), labels_after_50 (that seed's at its evaluation before, 0 if
+    there is none), unique_to_50 and unique_after_50 (the same of different states) and reached_50 (how many seeds did).
+    Runs with too few evaluations for a normalised score are left out, unless there are no others.
     """
     judged = curves.groupby("run")["normalised"].transform("count") > 0
-    curves = curves[judged] if judged.any() else curves
+    curves = (curves[judged] if judged.any() else curves).reset_index(drop=True)
     area, reached = areas(curves), thresholds(curves)
-    ends = final_scores(curves).rename(columns={"smoothed": "score"}).groupby(TREATMENT)
+    until, smoothed = to_common_end(curves), ["smoothed", "smoothed_noise", "normalised"]
+    # Where a longer run is cut, its smoothed score counts an evaluation beyond the end.
+    beyond = ~until.duplicated("run", keep="last") & curves.duplicated("run", keep="last")[until.index]
+    ends = until.assign(**until[smoothed].mask(beyond)).groupby("run").last().groupby(TREATMENT)
     table = ends.size().to_frame("seeds")
-    table = table.join(ends[["agent_steps", "labels_used", "unique_labels"]].mean().astype(int))
-    table = table.join(ends[["score", "normalised"]].agg(_iqm))
+    table = table.join(ends[list(AREA_OVER)].mean().astype(int))
+    table = table.join(ends[["smoothed", "normalised"]].agg(_iqm)).join(ends["smoothed_noise"].agg(_noise))
+    table = table.rename(columns={"smoothed": "score", "smoothed_noise": "score_noise"})
+    of_areas = area.groupby(TREATMENT)
+    table = table.join(of_areas[["start_agent_steps", "end_agent_steps"]].first())
+    table = table.join(of_areas[[f"area_{x}_noise" for x in AREA_OVER]].agg(_noise))
     for x in AREA_OVER:
         columns = {"iqm": f"area_{x}", "low": f"area_{x}_low", "high": f"area_{x}_high"}
         table = table.join(estimates(area, f"area_{x}").set_index(TREATMENT)[list(columns)].rename(columns=columns))
@@ -272,37 +301,12 @@ def _iqm(values: pd.Series) -> float:
     return float(stats.iqm(values.to_numpy(float)))
 
 
+def _noise(of_runs: pd.Series) -> float:
+    """The standard error of an interquartile mean over runs, by the games alone."""
+    kept = len(of_runs) - 2 * (len(of_runs) // 4)
+    return float(np.sqrt(np.mean(of_runs**2) / kept))
+
+
 def percent(share: float) -> str:
     """A share as text, such as "10 %"."""
     return f"{share * 100:.3g} %"
-
-
-def areas_as_text(summary: pd.DataFrame) -> pd.DataFrame:
-    """The areas over agent steps of the `summary` for people: a row per game and share, functions as columns."""
-    text = as_text(summary).rename(columns={"area over agent steps": "area"}).join(summary["query_fraction"])
-    table = text.pivot(index=["game", "query_fraction", "share"], columns="function", values="area")
-    return table.fillna("not run").reset_index().drop(columns="query_fraction")
-
-
-def as_text(summary: pd.DataFrame) -> pd.DataFrame:
-    """The `summary` for people: intervals in brackets, labels in thousands, from one evaluation to the next."""
-    rows = []
-    for row in summary.to_dict("records"):
-        values: dict[str, Any] = {str(name): value for name, value in row.items()}
-        text = {"game": values["game"], "share": percent(values["query_fraction"])}
-        text |= {"function": values["acquisition"], "seeds": values["seeds"]}
-        text |= {"score": f"{values['score']:.1f}", "normalised": f"{values['normalised']:.2f}"}
-        for x in AREA_OVER:
-            low, high = values[f"area_{x}_low"], values[f"area_{x}_high"]
-            width = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
-            text[f"area over {x.replace('_', ' ')}"] = f"{values[f'area_{x}']:.2f}{width}"
-        names = [f"{threshold * 100:g}" for threshold in stats.THRESHOLDS]
-        for count, name in [*(("labels", name) for name in names), ("unique", names[-1])]:
-            after, to = values[f"{count}_after_{name}"] / 1e3, values[f"{count}_to_{name}"] / 1e3
-            interval = f"{after:,.0f}–{to:,.0f}k" if after else f"≤ {to:,.0f}k"
-            seeds = f" ({values[f'reached_{name}']} of {values['seeds']})" if values["seeds"] > 1 else ""
-            text[f"{count} to {name} %"] = (interval if np.isfinite(to) else "–") + seeds
-        for count in ("labels_used", "unique_labels"):
-            text[count.replace("_", " ")] = f"{values[count] / 1e3:,.0f}k"
-        rows.append({name: "–" if value == "nan" else value for name, value in text.items()})
-    return pd.DataFrame(rows)

@@ -5,13 +5,11 @@ Beside the scores of `comparison`, these tables hold the study's explanation to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from aamlib.comparison import TREATMENT, as_text, percent
+from aamlib.comparison import TREATMENT, to_common_end
 from aamlib.files import RunFolderError
 from aamlib.runs import Run, find_runs
 from aamlib.selections import all_rounds, choices, was_right
@@ -87,86 +85,58 @@ def per_round(metrics: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
 def summary(rounds: pd.DataFrame) -> pd.DataFrame:
     """One row per game, share and function, from `per_round`: means over a run's rounds, then over the seeds.
 
-    A run's first round, in which nothing has been learned, is left out. Columns seeds, asked_..., pool_..., auroc... as
-    `COLUMNS`; probe_... as `METRICS`, of the last `LAST` rounds alone.
+    A run's first round, in which nothing has been learned, is left out, and what lies beyond the common end of the
+    share's runs. Columns seeds, asked_..., pool_..., auroc... as `COLUMNS`; probe_... as `METRICS`, of the last
+    `LAST` rounds alone; and of all seeds rounds_recorded, and in how many rounds each AUROC could be taken.
     """
     asked = [name for name in COLUMNS if not name.endswith("q_gap")]
-    probes = [f"probe_{states}_{name}" for states in ("expert", "random") for name in ("kl", "regret")]
-    after, keys = rounds.query(LEARNED), [*TREATMENT, "run"]
+    probes = [f"probe_{states}_{name}" for states in ("expert", "random") for name in ("kl", "agreement", "regret")]
+    after, keys = to_common_end(rounds).query(LEARNED), [*TREATMENT, "run"]
     at_the_end = after.groupby("run").tail(LAST)
     per_run = after.groupby(keys)[asked].mean().join(at_the_end.groupby(keys)[probes].mean())
     by = per_run.groupby(level=TREATMENT)
-    return by.mean().assign(seeds=by.size())[["seeds", *asked, *probes]].reset_index()
+    counts = after.rename(columns={"asked_indifferent": "recorded"}).groupby(TREATMENT)[["recorded", *RIGHT]].count()
+    return (
+        by.mean().assign(seeds=by.size())[["seeds", *asked, *probes]].join(counts.add_prefix("rounds_")).reset_index()
+    )
 
 
 def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
-    """One row per game, share and function: what it would have asked about in the pools of *all* runs of that share.
+    """One row per game, share and function: what it would have asked about in the pools of that share's *random* runs.
 
-    Every function judges the same states by the same students, so nothing but the ranking differs; "pool" is all of
-    them. Columns runs, indifferent, costly, q_gap, auroc and auroc_decided: means over the rounds of a run but the
-    first, then over the runs; with _low and _high, those of single runs, since each function shapes the student whose
-    uncertainty is judged; and rounds_decided, in how many rounds of all runs auroc_decided could be taken.
+    Every function judges the same states by the same students, which none of them has shaped: what BALD has taught its
+    own student, BALD no longer finds. "pool" is all of the states. Columns runs, indifferent, costly, q_gap,
+    decided_taken (of the states that the expert is not indifferent about, the share that is asked about), auroc and
+    auroc_decided: means over the rounds of a run but the first, then over the runs; with _low and _high, those of
+    single runs; and rounds_auroc and rounds_auroc_decided, in how many rounds of all runs these could be taken.
     """
-    settings = rounds[["run", "game", "query_fraction"]].drop_duplicates()
-    of_functions = choices[choices["score"] != "asked"].query(LEARNED).merge(settings, on="run")
-    keys = ["game", "query_fraction", "score"]
-    means = of_functions.groupby([*keys, "run"])[[*ASKED, *RIGHT]].mean().groupby(level=keys)
-    table = means.mean().assign(runs=means.size(), rounds_decided=of_functions.groupby(keys)["auroc_decided"].count())
-    table = table[["runs", *ASKED, *RIGHT, "rounds_decided"]]
-    table = table.join([means.min().add_suffix("_low"), means.max().add_suffix("_high")])
+    at_random = to_common_end(rounds).query("acquisition == 'random'").query(LEARNED)
+    pools = choices.loc[choices["score"] == "pool", ["run", "round", "indifferent"]]
+    table = choices[choices["score"] != "asked"].merge(at_random[["run", "round", "game", "query_fraction"]])
+    table = table.merge(pools, on=["run", "round"], suffixes=("", "_pool"))
+    decided, decided_pool = 1 - table["indifferent"], 1 - table["indifferent_pool"]
+    taken = (table["query_fraction"] * decided / decided_pool).where(decided_pool > 0)
+    table["decided_taken"] = taken.where(table["score"] != "pool", 1.0)
+    keys, measures = ["game", "query_fraction", "score"], [*ASKED, "decided_taken", *RIGHT]
+    means = table.groupby([*keys, "run"])[measures].mean().groupby(level=keys)
+    counts = table.groupby(keys)[list(RIGHT)].count().add_prefix("rounds_")
+    ranges = [means.min().add_suffix("_low"), means.max().add_suffix("_high")]
+    table = means.size().to_frame("runs").join([means.mean(), counts, *ranges])
     return table.reset_index().rename(columns={"score": "acquisition"})
-
-
-def side_by_side(same_pool: pd.DataFrame) -> pd.DataFrame:
-    """The means of `same_pool` as text, functions as columns: one row per measure, game and share."""
-    measures = {
-        "indifferent": "expert indifferent", "costly": "student's costly mistakes",
-        "auroc": "AUROC, all states", "auroc_decided": "AUROC, decided states",
-    }  # fmt: skip
-    text = {
-        title: same_pool.assign(value=same_pool[name].map(_format(name, same_pool[name])))
-        for name, title in measures.items()
-    }
-    rows = pd.concat(text, names=["of the states"]).reset_index(level=0)
-    rows["share"] = rows["query_fraction"].map(percent)
-    keys = ["of the states", "game", "query_fraction", "share"]
-    table = rows.pivot(index=keys, columns="acquisition", values="value").rename(columns={"pool": "(all states)"})
-    table = table.reindex(list(measures.values()), level=0).replace("nan", "–").fillna("–")
-    return table.reset_index().drop(columns="query_fraction")
 
 
 def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """The study's scores beside ours at the same agent steps: its table with score_ours and seeds_ours added.
 
     `study`: columns game, query_fraction, acquisition, agent_steps and score. Ours is the mean over the seeds of the
-    score at the nearest evaluation and those before and after it, of runs that went so far; NaN where there is none.
+    smoothed score nearest to these steps, of runs that went so far; NaN where there is none.
     Of the whole pool all functions are the same run, so any stands for any.
     """
-    of_run = curves.groupby("run")["agent_steps"]
-    ours = curves.assign(end=of_run.transform("max"), agent_steps=of_run.shift(1)).dropna(subset="smoothed")
-    pairs = _pairs(study, ours.drop(columns="score").rename(columns={"smoothed": "score_ours"}))
+    ours = curves.assign(end=curves.groupby("run")["agent_steps"].transform("max")).dropna(subset="smoothed")
+    pairs = paired(study, ours.drop(columns="score").rename(columns={"smoothed": "score_ours"}))
     pairs = pairs[pairs["end"] >= pairs["agent_steps"]]
     pairs["distance"] = (pairs["agent_steps_ours"] - pairs["agent_steps"]).abs()
     return _add_means(study, pairs.sort_values("distance").groupby(["point", "run"]).head(1), ["score_ours"])
-
-
-def at_a_glance(results: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
-    """The results (`comparison.summary`) as text, each beside the first point of the study's curve that ours reached.
-
-    `study` as `beside_study` returns it.
-    """
-    points = _pairs(study[study["seeds_ours"] > 0].groupby(TREATMENT).head(1), results[TREATMENT])
-    points = points.drop(columns="acquisition").rename(columns={"acquisition_ours": "acquisition"})
-    points = results[TREATMENT].merge(points, how="left", on=TREATMENT)
-    text = as_text(results)
-    steps, score = points["agent_steps"].map("{:,.0f}".format), points["score"].map("{:.0f}".format)
-    columns = {
-        "study": (score + " after " + steps).where(points["score"].notna(), "–"),
-        "ours then": points["score_ours"].map("{:.1f}".format).replace("nan", "–"),
-        "ours at the end": text["score"],
-        "area": text["area over agent steps"],
-    }
-    return text[["game", "share", "function", "seeds"]].assign(**columns).join(text.filter(regex="(labels|unique) to"))
 
 
 def losses_beside_study(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
@@ -177,7 +147,7 @@ def losses_beside_study(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFr
     """
     losses = full_pool(metrics).groupby([*TREATMENT, "run"])["loss"]
     ours = losses.agg(first_ours=lambda loss: loss.head(LAST).mean(), last_ours=lambda loss: loss.tail(LAST).mean())
-    return _add_means(study, _pairs(study, ours.reset_index()), ["first_ours", "last_ours"])
+    return _add_means(study, paired(study, ours.reset_index()), ["first_ours", "last_ours"])
 
 
 def full_pool(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -185,7 +155,7 @@ def full_pool(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[(metrics["round"] > 0) & (metrics["pool_states"] == metrics["pool_size"])]
 
 
-def _pairs(study: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+def paired(study: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     """Every row of the study's table, numbered as `point`, with every row of ours of the same treatment."""
     points = study.reset_index(drop=True).rename_axis("point").reset_index()
     left, right = (
@@ -200,30 +170,3 @@ def _add_means(study: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> p
     of_point = runs.groupby("point")[columns]
     table = study.reset_index(drop=True).join(of_point.mean()).assign(seeds_ours=of_point.size())
     return table.assign(seeds_ours=table["seeds_ours"].fillna(0).astype(int))
-
-
-def to_markdown(table: pd.DataFrame) -> str:
-    """A table of this module for people: shares in percent, ranges over the runs in brackets, a dash for NaN."""
-    text = pd.DataFrame(index=table.index)
-    for name in table.columns.astype(str):
-        if name.endswith(("_low", "_high")):
-            continue
-        text[name] = table[name].map(_format(name, table[name]))
-        if f"{name}_low" in table:
-            low, high = (table[f"{name}_{end}"].map(_format(name, table[name])) for end in ("low", "high"))
-            text[name] += (" (" + low + " to " + high + ")").where(table["runs"] > 1, "")
-        text[name] = text[name].where(table[name].notna(), "–")
-    text = text.rename(columns={"query_fraction": "share", "acquisition": "function"})
-    return text.rename(columns=lambda name: name.replace("_", " ")).to_markdown(index=False, disable_numparse=True)
-
-
-def _format(name: str, values: pd.Series) -> Callable[[Any], str]:
-    if name == "query_fraction" or name.endswith(("indifferent", "costly")):
-        return percent
-    if name.startswith("score"):
-        return "{:.1f}".format
-    if name.startswith("auroc"):
-        return "{:.2f}".format
-    if name == "agent_steps" or name.startswith(("first", "last")):
-        return "{:,.0f}".format
-    return ("{:.3f}" if values.dtype.kind == "f" else "{}").format

@@ -203,7 +203,7 @@ def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes
 
 
 def plot_areas(areas: pd.DataFrame, estimates: pd.DataFrame, *, x: str = "agent_steps", ax: Axes | None = None) -> Axes:
-    """Mean normalised score of each run (pale dot), and of each function with its interval (from five seeds on).
+    """Mean normalised score of each run (pale, with its noise), and of each function with its interval, if it has one.
 
     `areas`, `estimates`: as `aamlib.comparison.areas` and `estimates`, of one game.
     """
@@ -211,7 +211,7 @@ def plot_areas(areas: pd.DataFrame, estimates: pd.DataFrame, *, x: str = "agent_
     colors, places = palette(areas["acquisition"]), _rows(ax, areas)
     for treatment, rows in areas.groupby(["query_fraction", "acquisition"]):
         y, color = places[treatment], colors[str(treatment[1])]
-        ax.scatter(rows[f"area_{x}"], np.full(len(rows), y), s=30, color=color, alpha=0.5, linewidth=0)
+        ax.errorbar(rows[f"area_{x}"], [y] * len(rows), xerr=rows[f"area_{x}_noise"], fmt="o", color=color, alpha=0.5)
     bars = estimates.dropna(subset=["low"])[["query_fraction", "acquisition", "iqm", "low", "high"]]
     for share, acquisition, middle, low, high in bars.to_numpy():
         y, color = places[share, acquisition], colors[acquisition]

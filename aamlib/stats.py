@@ -6,6 +6,8 @@ seeds are resampled within a game, never across games (Agarwal et al. 2021, arXi
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,7 +16,7 @@ from jaxtyping import Float
 MIN_SEEDS = 5  # fewer carry no interval
 THRESHOLDS = (0.5, 0.75, 0.9)  # of the normalised score
 RESAMPLES = 2000
-PERMUTATIONS = 9999
+PERMUTATIONS = 99_999
 SIGNIFICANT = 0.05
 
 
@@ -81,17 +83,38 @@ def probability_of_improvement(x: Sequence[np.ndarray], y: Sequence[np.ndarray],
 def permutation_p(x: Sequence[np.ndarray], y: Sequence[np.ndarray], seed: int = 0) -> float:
     """Two-sided p-value of "a run of X scores higher than one of Y as often as lower", in (0, 1].
 
-    The runs of a game are exchanged between X and Y at random, 9,999 times: `probability_of_improvement` is as far
-    from one half, or farther, in this share of them (the observed one counted in; Phipson & Smyth 2010).
+    The runs of a game are exchanged between X and Y: `probability_of_improvement` is as far from one half, or farther,
+    in this share of the ways to do so. Up to 99,999 ways all are tried; of more, as many at random and the observed one
+    (Phipson & Smyth 2010).
     """
-    rng = np.random.default_rng(seed)
-    runs = [np.concatenate(pair) for pair in zip(x, y, strict=True)]
-    shuffled = [rng.permuted(np.tile(values, (PERMUTATIONS, 1)), axis=1) for values in runs]
-    xs = [values[:, : len(of_x)] for values, of_x in zip(shuffled, x, strict=True)]
-    ys = [values[:, len(of_x) :] for values, of_x in zip(shuffled, x, strict=True)]
+    orders = _exchanges([(len(of_x), len(of_y)) for of_x, of_y in zip(x, y, strict=True)], np.random.default_rng(seed))
+    runs = [np.concatenate(pair)[order] for *pair, order in zip(x, y, orders, strict=True)]  # (ways, n + m)
+    xs = [values[:, : len(of_x)] for values, of_x in zip(runs, x, strict=True)]
+    ys = [values[:, len(of_x) :] for values, of_x in zip(runs, x, strict=True)]
     distances = np.abs(probability_of_improvement(xs, ys) - 0.5)
     observed = np.abs(probability_of_improvement(x, y) - 0.5)
-    return float((1 + np.sum(distances >= observed - 1e-9)) / (1 + PERMUTATIONS))
+    return float(np.mean(distances >= observed - 1e-9))
+
+
+def _exchanges(sizes: list[tuple[int, int]], rng: np.random.Generator) -> list[np.ndarray]:
+    """Ways to exchange n and m runs: per game an order of the n + m, int (ways, n + m), of which n are X's."""
+    if math.prod(math.comb(n + m, n) for n, m in sizes) <= PERMUTATIONS:
+        every = [
+            [(*kept, *sorted({*range(n + m)} - {*kept})) for kept in itertools.combinations(range(n + m), n)]
+            for n, m in sizes
+        ]
+        return [np.array(of_game) for of_game in zip(*itertools.product(*every), strict=True)]
+    observed = [np.arange(n + m) for n, m in sizes]
+    drawn = [rng.permuted(np.tile(order, (PERMUTATIONS, 1)), axis=1) for order in observed]
+    return [np.vstack([order, of_game]) for order, of_game in zip(observed, drawn, strict=True)]
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values corrected for how many they are, so that a false "better" among all stays as rare (Holm 1979)."""
+    order = np.argsort(p)
+    corrected = np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return corrected
 
 
 def interval(
@@ -99,6 +122,7 @@ def interval(
 ) -> tuple[np.ndarray | float, np.ndarray | float]:
     """95 % interval of a statistic over seeds: percentiles of a stratified bootstrap, 2,000 resamples.
 
+    So few values make it narrow: of five seeds it holds the truth about nine times in ten (normal values, simulated).
     The statistic is called as f(*strata, axis=...). NaN from strata of which one has fewer than `MIN_SEEDS` seeds.
     """
     if min(len(values) for values in strata) < MIN_SEEDS:

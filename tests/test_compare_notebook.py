@@ -21,7 +21,7 @@ def test_many_seeds_of_several_games(tmp_path):
     runs, figures = tmp_path / "runs", tmp_path / "figures"
     write_runs(runs, games=("pong", "breakout"), acquisitions=("bald", "random"), rounds=12, seeds=5)
     write_run(runs / "whole", query_fraction=1.0, rounds=12)
-    published = runs / "pong-bald-0.1-0"
+    published = runs / "pong-random-0.1-0"
     choices_of(published.name, asked=0.2, pool=0.6, auroc=0.7).to_csv(published / "choices.csv", index=False)
     text = execute("04_compare_runs", tmp_path, runs=str(runs), references=REFERENCES, figures=str(figures))
     assert "runs compared: 21" in text
@@ -45,7 +45,7 @@ def test_readme_and_tables_are_drawn_from_the_published_runs(tmp_path):
     root = aamlib.DATA_DIR.parent
     readme, figures = tmp_path / "README.md", tmp_path / "figures"
     shutil.copy(root / "README.md", readme)
-    files.fill_in(readme, dict.fromkeys(("comparison", "why", "asked"), ""))
+    files.fill_in(readme, dict.fromkeys(("areas", "comparison", "why", "asked"), ""))
     execute("04_compare_runs", tmp_path, readme=str(readme), figures=str(figures))
     assert readme.read_text() == (root / "README.md").read_text(), "call make figures"
     assert (figures / "comparison.md").read_text() == (root / "plots" / "comparison.md").read_text()

@@ -1,6 +1,7 @@
 """Reading sets of run folders, what is refused, and the tables; on run folders that the tests make up."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from synthetic import REFERENCES, write_run, write_runs
 
 import aamlib
-from aamlib import comparison
+from aamlib import comparison, report
 from aamlib.cards import read_references
 from aamlib.experts import ExpertError
 
@@ -27,7 +28,8 @@ def table(y, game="pong", acquisition="bald", share=0.1, seed=0, steps=None):
     steps = np.array(steps or range(1, len(y) + 1), dtype=float) * 100
     identity = {"run": f"{game}-{acquisition}-{share}-{seed}", "game": game, "query_fraction": share, "seed": seed}
     values = {"agent_steps": steps, "labels_used": steps * 10, "unique_labels": steps * 5, "round": steps / 100}
-    return pd.DataFrame({**identity, "acquisition": acquisition, **values, "score": y, "smoothed": y, "normalised": y})
+    scores = dict.fromkeys(("score", "smoothed", "normalised"), y) | {"normalised_noise": 0.03, "smoothed_noise": 0.5}
+    return pd.DataFrame({**identity, "acquisition": acquisition, **values, **scores})
 
 
 # Run folders
@@ -198,8 +200,13 @@ def test_learning_curves_by_hand(run_dir):
     curve = curves_of(run_dir)
     assert curve["agent_steps"].tolist() == [70_000, 90_000, 110_000, 130_000]
     assert curve["score"].tolist() == pytest.approx(scores.tolist())
-    assert curve["smoothed"].tolist()[2:] == pytest.approx([scores.iloc[:3].mean(), scores.iloc[1:].mean()])
-    assert curve["normalised"].tolist()[3] == pytest.approx((scores.iloc[1:].mean() + 20) / 36)
+    smoothed = [np.nan, scores.iloc[:3].mean(), scores.iloc[1:].mean(), np.nan]
+    assert curve["smoothed"].tolist() == pytest.approx(smoothed, nan_ok=True), "at the middle evaluation"
+    assert curve["normalised"].tolist()[2] == pytest.approx((scores.iloc[1:].mean() + 20) / 36)
+    games = aamlib.Run(run_dir).evaluations.groupby("agent_steps")["score"]
+    noise = games.std() / np.sqrt(15)
+    assert curve["normalised_noise"].tolist() == pytest.approx((noise / 36).tolist())
+    assert curve["smoothed_noise"].tolist()[2] == pytest.approx(np.sqrt((noise.iloc[1:] ** 2).sum()) / 3)
     unique = aamlib.Run(run_dir).metrics.set_index("round")["unique_labels"]
     assert curve["unique_labels"].tolist() == unique[[2, 4, 6, 8]].tolist()
 
@@ -214,6 +221,37 @@ def test_areas_are_taken_over_what_the_runs_of_a_share_have_in_common():
     assert areas["area_labels_used"].tolist() == pytest.approx([0.75, 0.75, np.nan, 0.5], nan_ok=True)
     assert areas["end_agent_steps"].tolist() == [300, 300, 300, 200]
     assert areas["end_labels_used"].tolist() == [3000, 3000, 3000, 2000]
+
+
+def test_the_noise_of_an_area_is_what_other_games_of_the_same_students_would_change(run_dir):
+    metrics, evaluations = aamlib.load_runs(run_dir), aamlib.load_evaluations(run_dir)
+    known = comparison.areas(comparison.learning_curves(metrics, evaluations, REFERENCES)).iloc[0]
+    rng, others = np.random.default_rng(0), []
+    for _ in range(200):
+        played = evaluations.groupby("round")["score"].transform(lambda games: rng.choice(games, len(games)))
+        curves = comparison.learning_curves(metrics, evaluations.assign(score=played), REFERENCES)
+        others.append(comparison.areas(curves).iloc[0])
+    for x in comparison.AREA_OVER:
+        assert known[f"area_{x}_noise"] == pytest.approx(np.std([row[f"area_{x}"] for row in others]), rel=0.2)
+
+
+def test_what_lies_beyond_the_common_end_of_a_share_is_not_compared():
+    curves = pd.concat([table([0.1, 0.1, 0.9]), table([0.3, 0.3], seed=1), table([0.7] * 3, share=0.4)])
+    common = comparison.to_common_end(curves)
+    assert common.groupby("run")["agent_steps"].max().tolist() == [200, 200, 300]
+    row = comparison.summary(curves).iloc[0]
+    assert row[["normalised", "agent_steps", "labels_used"]].tolist() == pytest.approx([0.2, 200, 2000])
+    assert row[["start_agent_steps", "end_agent_steps"]].tolist() == [100, 200]
+
+
+def test_a_longer_run_is_judged_at_the_common_end_by_no_evaluation_beyond(tmp_path):
+    long, _ = (write_run(tmp_path / f"{seed}", rounds=rounds, seed=seed) for seed, rounds in enumerate((20, 12)))
+    curves = curves_of(tmp_path)
+    scores = aamlib.Run(long).evaluations.groupby("round")["score"].mean().loc[[8, 10, 12]]
+    short = curves.query("seed == 1")["smoothed"].dropna().iloc[-1]
+    row = comparison.summary(curves).iloc[0]
+    assert row["score"] == pytest.approx((scores.mean() + short) / 2)
+    assert row.filter(like="noise").notna().all()
 
 
 def test_thresholds_show_runs_that_never_got_there():
@@ -253,7 +291,8 @@ def test_improvements_claim_nothing_below_five_seeds_or_without_a_clear_differen
         ("bald", "entropy"): "better", ("bald", "random"): "undecided", ("random", "entropy"): "better"
     }  # fmt: skip
     assert pairs.loc[("bald", "entropy"), "probability"] == 1
-    assert pairs.loc[("bald", "entropy"), "p"] < 0.05 < pairs.loc[("bald", "random"), "p"]
+    assert pairs.loc[("bald", "entropy"), "p"] == pytest.approx(3 * 2 / 252), "the least of three, of 252 exchanges"
+    assert pairs.loc[("bald", "random"), "p"] > 0.05
     assert pairs.loc[("bald", "random"), "probability"] == pytest.approx((2 * 4 + 2 * 2.5 + 1) / 25)
 
 
@@ -279,13 +318,28 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
     assert row[["labels_after_50", "unique_after_50", "unique_to_50"]].tolist() == [2000, 1000, 1500]
     header, _, line = (
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in comparison.as_text(comparison.summary(curves)).to_markdown(index=False).splitlines()
+        for line in report.as_text(comparison.summary(curves)).to_markdown(index=False).splitlines()
     )
     cells = dict(zip(header, line, strict=True))
     assert cells["labels to 50 %"] == "2–3k (2 of 3)"
     assert cells["labels to 75 %"] == "– (1 of 3)"
     assert cells["area over agent steps"] == "0.33"  # the mean of 0.55, 0.35 and 0.1, without an interval
     random = table([0.1] * 3, seed=3).assign(acquisition="random", query_fraction=0.9)
-    areas = comparison.areas_as_text(comparison.summary(pd.concat([curves, random])))
-    assert list(areas.columns) == ["game", "share", "bald", "random"]
+    areas = report.areas_as_text(comparison.summary(pd.concat([curves, random])))
+    assert list(areas.columns) == ["game", "share", "agent steps", "bald", "random"]
+    assert areas["agent steps"].tolist() == ["0k–0k"] * 2
     assert areas[["bald", "random"]].to_numpy().tolist() == [["0.33", "not run"], ["not run", "0.10"]]
+    whole_pool = pd.concat([curves, random.assign(query_fraction=1.0)])
+    assert report.areas_as_text(comparison.summary(whole_pool)).loc[1, ["bald", "random"]].tolist() == ["0.10"] * 2
+
+
+def test_a_few_seeds_carry_the_noise_of_their_games_and_five_an_interval(tmp_path):
+    write_runs(tmp_path, acquisitions=("bald",), seeds=5, rounds=10)
+    few, five = (
+        report.as_text(comparison.summary(curves)).iloc[0]
+        for curves in (curves_of(tmp_path).query("seed < 2"), curves_of(tmp_path))
+    )
+    assert re.fullmatch(r"0\.\d\d ± 0\.0\d", few["area over unique labels"])
+    assert re.fullmatch(r"-?\d+\.\d ± \d\.\d", few["score"])
+    assert re.fullmatch(r"0\.\d\d \[0\.\d\d, 0\.\d\d\]", five["area over unique labels"])
+    assert "±" not in five["score"]

@@ -5,7 +5,7 @@ import pytest
 from synthetic import REFERENCES, choices_of, write_run, write_runs
 
 import aamlib
-from aamlib import comparison, evidence, selections
+from aamlib import comparison, evidence, report, selections
 
 
 @pytest.fixture
@@ -40,23 +40,45 @@ def test_the_summary_is_a_mean_over_rounds_and_then_over_seeds(tmp_path):
     assert row["seeds"] == 2
     assert row["asked_indifferent"] == pytest.approx(0.3), "of seeds, not of rounds"
     assert row["auroc"] == pytest.approx(0.6)
+    assert (row["rounds_recorded"], row["rounds_auroc"]) == (3, 3), "of all seeds, but the first of each"
     last = metrics[metrics["round"] > 12 - evidence.LAST].groupby("run")["probe_expert_kl"].mean()
     assert row["probe_expert_kl"] == pytest.approx(last.mean())
 
 
-def test_functions_are_compared_on_the_pools_of_all_runs(metrics):
-    choices = pd.concat([choices_of("pong-bald-0.1-0", 0.2, 0.6, 0.7), choices_of("pong-entropy-0.1-0", 0.4, 0.8, 0.5)])
-    table = evidence.same_pool(metrics, choices).set_index("acquisition")
+def test_functions_are_compared_on_the_pools_that_none_of_them_has_shaped(tmp_path):
+    write_runs(tmp_path, acquisitions=("random", "bald"), rounds=12, seeds=2)
+    metrics = aamlib.load_runs(tmp_path)
+    own = choices_of("pong-bald-0.1-0", 0.9, 0.9, 0.9)
+    neutral = [choices_of("pong-random-0.1-0", 0.2, 0.6, 0.7), choices_of("pong-random-0.1-1", 0.4, 0.8, 0.5)]
+    table = evidence.same_pool(metrics, pd.concat([own, *neutral])).set_index("acquisition")
     assert set(table.index) == {"bald", "entropy", "pool"}
     assert table.loc["bald", ["runs", "indifferent", "auroc"]].tolist() == pytest.approx([2, 0.3, 0.6])
+    assert table.loc["bald", ["rounds_auroc", "rounds_auroc_decided"]].tolist() == [4, 4], "two of each run"
     assert table.loc["entropy", "indifferent"] == pytest.approx(0.7)
     assert table.loc["bald", ["indifferent_low", "indifferent_high"]].tolist() == pytest.approx([0.2, 0.4])
-    assert "30 % (20 % to 40 %)" in evidence.to_markdown(table.reset_index())
-    rows = evidence.side_by_side(table.reset_index()).set_index("of the states")
+    taken = [0.1 * (1 - 0.2) / (1 - 0.6), 0.1 * (1 - 0.4) / (1 - 0.8)]
+    assert table.loc["bald", ["decided_taken", "decided_taken_high"]].tolist() == pytest.approx([sum(taken) / 2, 0.3])
+    assert table.loc[["entropy", "pool"], "decided_taken"].tolist() == pytest.approx([0.1, 1])
+    assert "30 % (20 % to 40 %)" in report.to_markdown(table.reset_index())
+    rows = report.side_by_side(table.reset_index()).set_index("of the states")
     assert rows.loc["expert indifferent", ["share", "bald", "entropy", "(all states)"]].tolist() == [
         "10 %", "30 %", "70 %", "70 %",
     ]  # fmt: skip
     assert rows.loc["AUROC, all states", ["bald", "(all states)"]].tolist() == ["0.60", "–"]
+
+
+def test_without_a_random_run_there_is_no_pool_to_compare_on(metrics):
+    table = evidence.same_pool(metrics, choices_of("pong-bald-0.1-0", 0.2, 0.6, 0.7))
+    assert table.empty
+    assert report.to_markdown(table) == ""
+
+
+def test_an_expert_that_is_indifferent_everywhere_leaves_nothing_to_take(tmp_path):
+    write_runs(tmp_path, acquisitions=("random",), rounds=12)
+    choices = choices_of("pong-random-0.1-0", 0.9, 1.0, 0.7)
+    table = evidence.same_pool(aamlib.load_runs(tmp_path), choices)
+    rows = report.side_by_side(table).set_index("of the states")
+    assert rows.loc["of the decided states, asked about", "bald"] == "–"
 
 
 def test_a_run_is_tabulated_from_its_selections():
@@ -103,10 +125,10 @@ def test_the_studys_scores_stand_beside_ours_at_the_same_steps(runs, metrics):
     assert table["score_ours"][0] == pytest.approx(bald.mean()), "of the nearest evaluation and its neighbours"
     assert table["seeds_ours"].tolist() == [1, 1, 0, 0], "no run went that far, or has that share"
     assert table["score_ours"].isna().tolist() == [False, False, True, True]
-    glance = evidence.at_a_glance(comparison.summary(curves), table).set_index("function")
+    glance = report.at_a_glance(comparison.summary(curves), table).set_index("function")
     assert glance.loc["bald", ["share", "study"]].tolist() == ["10 %", "17 after 131,000"]
     assert float(glance.loc["bald", "ours then"]) == pytest.approx(bald.mean(), abs=0.05)
-    glance = evidence.at_a_glance(comparison.summary(curves), table.assign(seeds_ours=0))
+    glance = report.at_a_glance(comparison.summary(curves), table.assign(seeds_ours=0))
     assert (glance[["study", "ours then"]] == "–").all(axis=None), "ours did not go so far"
 
 
@@ -115,7 +137,7 @@ def test_of_the_whole_pool_any_function_stands_beside_the_study(tmp_path):
     curves = comparison.learning_curves(aamlib.load_runs(tmp_path), aamlib.load_evaluations(tmp_path), REFERENCES)
     point = {"game": "pong", "query_fraction": 1.0, "acquisition": "bald", "agent_steps": 131_000, "score": 17.0}
     beside = evidence.beside_study(curves, pd.DataFrame([point]))
-    (row,) = evidence.at_a_glance(comparison.summary(curves), beside).to_dict("records")
+    (row,) = report.at_a_glance(comparison.summary(curves), beside).to_dict("records")
     assert (row["function"], row["study"]) == ("entropy", "17 after 131,000")
 
 

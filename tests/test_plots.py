@@ -125,13 +125,16 @@ def test_panels_that_share_an_axis_show_all_of_their_thresholds():
 def test_areas_show_each_seed_and_an_interval_where_there_is_one(ax):
     areas = pd.DataFrame({"acquisition": ["bald"] * 5 + ["random"], "query_fraction": 0.1})
     areas["area_agent_steps"] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.3]
+    areas["area_agent_steps_noise"] = 0.02
     estimates = pd.DataFrame(
         [("bald", 0.1, 0.7, 0.6, 0.8), ("random", 0.1, 0.3, np.nan, np.nan)],
         columns=["acquisition", "query_fraction", "iqm", "low", "high"],
     )
     plots.plot_areas(areas, estimates, ax=ax)
-    assert [points.get_offsets()[:, 0].tolist() for points in ax.collections] == [[0.5, 0.6, 0.7, 0.8, 0.9], [0.3]]
-    interval, middle = ax.get_lines()
+    bald, random, interval, middle = ax.get_lines()
+    assert [bald.get_xdata().tolist(), random.get_xdata().tolist()] == [[0.5, 0.6, 0.7, 0.8, 0.9], [0.3]]
+    noise = ax.collections[1].get_segments()[0]
+    assert noise[:, 0].tolist() == pytest.approx([0.28, 0.32])
     assert interval.get_xdata().tolist() == [0.6, 0.8]
     assert list(middle.get_xdata()) == [0.7]
     assert ax.get_xlim()[0] <= 0 < 1 <= ax.get_xlim()[1]

@@ -26,6 +26,7 @@ ORDER = [
     "selections",
     "figures",
     "evidence",
+    "report",
     "publish",
     "atari",
     "experts",

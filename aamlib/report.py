@@ -1,0 +1,131 @@
+"""Tables for people: the numbers of `comparison` and `evidence` as text, for README.md and comparison.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aamlib import stats
+from aamlib.comparison import AREA_OVER, TREATMENT, percent
+from aamlib.evidence import paired
+
+
+def areas_as_text(summary: pd.DataFrame) -> pd.DataFrame:
+    """The areas over agent steps of the `summary` for people: a row per game and share, functions as columns.
+
+    Of the whole pool there is nothing to choose, and one function's run stands for all.
+    """
+    text = as_text(summary).rename(columns={"area over agent steps": "area"}).join(summary["query_fraction"])
+    start, end = (summary[f"{end}_agent_steps"].map(_thousands) for end in ("start", "end"))
+    text["agent steps"] = (start + "–" + end).where(summary["start_agent_steps"] < summary["end_agent_steps"], "–")
+    table = text.pivot(index=["game", "query_fraction", "share", "agent steps"], columns="function", values="area")
+    whole_pool = table.index.get_level_values("query_fraction") == 1
+    table[whole_pool] = table[whole_pool].bfill(axis=1).ffill(axis=1)
+    return table.fillna("not run").reset_index().drop(columns="query_fraction")
+
+
+def as_text(summary: pd.DataFrame) -> pd.DataFrame:
+    """The `summary` for people: intervals in brackets, labels in thousands, from one evaluation to the next.
+
+    Where there are too few seeds for an interval, ± is the standard error for the games that were played.
+    """
+    rows = []
+    for row in summary.to_dict("records"):
+        values: dict[str, Any] = {str(name): value for name, value in row.items()}
+        text = {"game": values["game"], "share": percent(values["query_fraction"])}
+        text |= {"function": values["acquisition"], "seeds": values["seeds"]}
+        text["score"] = f"{values['score']:.1f}" + _noise(values["score_noise"], ".1f", values["seeds"])
+        text["normalised"] = f"{values['normalised']:.2f}"
+        for x in AREA_OVER:
+            low, high, noise = (values[f"area_{x}_{name}"] for name in ("low", "high", "noise"))
+            width = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else _noise(noise, ".2f", values["seeds"])
+            text[f"area over {x.replace('_', ' ')}"] = f"{values[f'area_{x}']:.2f}{width}"
+        names = [f"{threshold * 100:g}" for threshold in stats.THRESHOLDS]
+        for count, name in [*(("labels", name) for name in names), ("unique", names[-1])]:
+            after, to = values[f"{count}_after_{name}"], values[f"{count}_to_{name}"]
+            interval = f"{after / 1e3:,.0f}–{_thousands(to)}" if after else f"≤ {_thousands(to)}"
+            seeds = f" ({values[f'reached_{name}']} of {values['seeds']})" if values["seeds"] > 1 else ""
+            text[f"{count} to {name} %"] = (interval if np.isfinite(to) else "–") + seeds
+        for count in ("labels_used", "unique_labels"):
+            text[count.replace("_", " ")] = _thousands(values[count])
+        rows.append({name: "–" if str(value).startswith("nan") else value for name, value in text.items()})
+    return pd.DataFrame(rows)
+
+
+def at_a_glance(results: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
+    """The results (`comparison.summary`) as text, each beside the first point of the study's curve that ours reached.
+
+    `study` as `beside_study` returns it.
+    """
+    points = paired(study[study["seeds_ours"] > 0].groupby(TREATMENT).head(1), results[TREATMENT])
+    points = points.drop(columns="acquisition").rename(columns={"acquisition_ours": "acquisition"})
+    points = results[TREATMENT].merge(points, how="left", on=TREATMENT)
+    text = as_text(results)
+    steps, score = points["agent_steps"].map("{:,.0f}".format), points["score"].map("{:.0f}".format)
+    columns = {
+        "study": (score + " after " + steps).where(points["score"].notna(), "–"),
+        "ours then": points["score_ours"].map("{:.1f}".format).replace("nan", "–"),
+        "ours at the end": text["score"],
+        "area": text["area over agent steps"],
+        "area over unique": text["area over unique labels"],
+    }
+    return text[["game", "share", "function", "seeds"]].assign(**columns).join(text.filter(regex="(labels|unique) to"))
+
+
+def side_by_side(same_pool: pd.DataFrame) -> pd.DataFrame:
+    """The means of `same_pool` as text, functions as columns: one row per measure, game and share."""
+    measures = {
+        "indifferent": "expert indifferent", "costly": "student's costly mistakes",
+        "decided_taken": "of the decided states, asked about",
+        "auroc": "AUROC, all states", "auroc_decided": "AUROC, decided states",
+    }  # fmt: skip
+    text = {title: same_pool.assign(value=_as_text(same_pool[name])) for name, title in measures.items()}
+    rows = pd.concat(text, names=["of the states"]).reset_index(level=0)
+    rows["share"] = rows["query_fraction"].map(percent)
+    keys = ["of the states", "game", "query_fraction", "share"]
+    table = rows.pivot(index=keys, columns="acquisition", values="value").rename(columns={"pool": "(all states)"})
+    table = table.reindex(list(measures.values()), level=0).fillna("–")
+    return table.reset_index().drop(columns="query_fraction")
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A table of `evidence` for people: shares in percent, ranges over the runs in brackets, a dash for NaN."""
+    if table.empty:
+        return ""
+    text = pd.DataFrame(index=table.index)
+    for name in table.columns.astype(str):
+        if name.endswith(("_low", "_high")):
+            continue
+        text[name] = _as_text(table[name])
+        if f"{name}_low" in table:
+            low, high = (_as_text(table[f"{name}_{end}"].rename(name)) for end in ("low", "high"))
+            text[name] += (" (" + low + " to " + high + ")").where(table["runs"] > 1, "")
+    text = text.rename(columns={"query_fraction": "share", "acquisition": "function"})
+    return text.rename(columns=lambda name: name.replace("_", " ")).to_markdown(index=False, disable_numparse=True)
+
+
+def _as_text(values: pd.Series) -> pd.Series:
+    return values.map(_format(str(values.name), values)).where(values.notna(), "–")
+
+
+def _format(name: str, values: pd.Series) -> Callable[[Any], str]:
+    if name == "query_fraction" or name.endswith(("indifferent", "costly", "taken")):
+        return percent
+    if name.startswith("score"):
+        return "{:.1f}".format
+    if name.startswith("auroc"):
+        return "{:.2f}".format
+    if name == "agent_steps" or name.startswith(("first", "last")):
+        return "{:,.0f}".format
+    return ("{:.3f}" if values.dtype.kind == "f" else "{}").format
+
+
+def _noise(noise: float, digits: str, seeds: int) -> str:
+    return f" ± {noise:{digits}}" if np.isfinite(noise) and seeds < stats.MIN_SEEDS else ""
+
+
+def _thousands(count: float | int) -> str:
+    return f"{count / 1e3:,.0f}k"
