@@ -9,16 +9,17 @@ GAME ?= pong
 ACQUISITION ?= bald
 PRESET ?= quick
 RUN ?= $(CURDIR)/data/runs/$(PRESET)-$(GAME)-$(ACQUISITION)
+ARGS ?=
 GRID ?= small
 BATCH ?= $(CURDIR)/data/runs/$(GRID)
 
 .PHONY: run batch test lab expert sample figures bench check format clean
 
-run: $(READY)  ## Watch a student learn: PRESET, GAME, ACQUISITION and RUN (the run's folder) can be set
+run: $(READY)  ## Watch a student learn: PRESET, GAME, ACQUISITION, RUN (the run's folder) and ARGS can be set
 	@mkdir -p $(RUN)
 	$(BIN)/papermill notebooks/02_run_experiment.ipynb $(RUN)/notebook.ipynb -k python3 --no-progress-bar \
 		--stdout-file /dev/stdout --stderr-file /dev/stderr \
-		-p preset $(PRESET) -p game $(GAME) -p acquisition $(ACQUISITION) -p run_dir $(RUN)
+		-p preset $(PRESET) -p game $(GAME) -p acquisition $(ACQUISITION) -p run_dir $(RUN) $(ARGS)
 	@echo "       notebook: $(RUN)/notebook.ipynb"
 
 batch: $(READY)  ## Run the grid notebooks/grids/$(GRID).toml and compare its runs; BATCH: their folder
@@ -30,7 +31,7 @@ test: $(READY) check  ## All checks and tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lab: $(READY)  ## Open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 expert: $(READY)  ## Train an expert for GAME and bundle it, unless there is one
 	@test ! -e data/experts/$(GAME).safetensors || \
@@ -43,7 +44,7 @@ expert: $(READY)  ## Train an expert for GAME and bundle it, unless there is one
 sample: $(READY)  ## Make the sample runs in data/sample/ again, with the bundled expert
 	$(BIN)/python -m aamlib.sample
 
-figures: $(READY)  ## Redraw everything in plots/, and the tables of results in README.md, from data/results/
+figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables of results in README.md, from data/results/
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare.ipynb -k python3 --no-progress-bar \
 		-p readme $(CURDIR)/README.md

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:
 
 
 def write_readme(folder: Path = EXPERTS_DIR) -> Path:
-    """Write README.md beside the experts: their table, and of each the learning curve, the command and the remarks."""
+    """Write README.md beside the experts: their table, and of each the learning curve, commands and remarks."""
     parts = [
         "# Experts",
         "Written by notebooks/01_train_expert.ipynb from the cards (`<expert>.json`), which hold every setting. "
@@ -63,11 +64,24 @@ def write_readme(folder: Path = EXPERTS_DIR) -> Path:
         card_table(folder).to_markdown(index=False),
     ]
     for name, card in _cards(folder).items():
-        parts += [f"## {name}", f"![learning curve]({name}-curve.png)", f"    {card['command']}"]
+        commands = [_command(name, number, stage["settings"]) for number, stage in enumerate(stages(card), 1)]
+        parts += [f"## {name}", f"![learning curve]({name}-curve.png)", *commands]
         parts += [f"- {remark}" for remark in card.get("remarks", [])]
     readme = folder / "README.md"
     write_bytes(readme, ("\n\n".join(parts) + "\n").encode())
     return readme
+
+
+def _command(name: str, number: int, settings: dict[str, Any]) -> str:
+    """The command that trains a stage, as an indented block."""
+    folder = f"data/runs/expert-{name}"
+    start = {"start_from": f"{folder}-{number - 1}/expert.safetensors"} if number > 1 else {}
+    given = {name: value for name, value in settings.items() if value is not None} | start
+    given["run_dir"] = f"{folder}-{number}"
+    parameters = [f"-p\N{NO-BREAK SPACE}{name}\N{NO-BREAK SPACE}{value}" for name, value in given.items()]
+    command = ["papermill notebooks/01_train_expert.ipynb", f"{folder}-{number}.ipynb", "-k python3", *parameters]
+    lines = textwrap.wrap(" ".join(command), 110, break_long_words=False, break_on_hyphens=False)
+    return "    " + " \\\n        ".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def read_references(game: str, expert: str | None, sha256: str | None) -> dict[str, float]:

@@ -166,12 +166,18 @@ class ExperimentConfig(Config):
     query_fraction: float = setting(0.10, "share of the pool that is asked about in a round", above=0, maximum=1)
     seed: int = setting(0, "seeds weights, games, exploration, dropout, queries and minibatches", minimum=0)
     total_steps: int = setting(3_450_000, "horizon in agent steps, warm-up included", minimum=1)
-    label_budget: int | None = setting(None, "queries after which the run ends; None: no limit", minimum=1)
+    label_budget: int | None = setting(
+        None, "queries, repeated ones counted again, after which the run ends; None: no limit", minimum=1
+    )
     warmup_steps: int = setting(50_000, "agent steps of random play before the first round", minimum=0)
     round_steps: int = setting(10_000, "agent steps per round", minimum=1)
     pool_size: int = setting(100_000, "states that may be asked about: the newest", minimum=1)
-    n_envs: int = setting(40, "environments side by side", minimum=1)
-    max_game_frames: int = setting(108_000, "emulator frames after which a game is cut", minimum=100)
+    n_envs: int = setting(
+        40, "environments side by side; pool_size, round_steps and warmup_steps are multiples of it", minimum=1
+    )
+    max_game_frames: int = setting(
+        108_000, "emulator frames, four an agent step, after which a game is cut", minimum=100
+    )
     epsilon_final: float = setting(0.1, "exploration after the fall from 1", minimum=0, maximum=1)
     epsilon_decay_steps: int = setting(500_000, "agent steps of that fall, after the warm-up", minimum=1)
     acting_dropout: bool = setting(True, "dropout while the student collects states")
@@ -181,13 +187,19 @@ class ExperimentConfig(Config):
     batch_size: int = setting(32, "states per gradient step", minimum=1)
     learning_rate: float = setting(6.25e-5, "Adam's rate", above=0)
     adam_epsilon: float = setting(1.5e-4, "Adam's epsilon", above=0)
-    evaluate_every: int = setting(50_000, "agent steps between evaluations", minimum=1)
+    evaluate_every: int = setting(
+        50_000, "agent steps between evaluations, made at a round's end; the run's end has one too", minimum=1
+    )
     evaluation_episodes: int = setting(15, "whole games per evaluation", minimum=1)
     evaluation_epsilon: float = setting(0.05, "exploration in evaluation", minimum=0, maximum=1)
     evaluation_dropout: bool = setting(False, "dropout in evaluation")
     probe_states: int = setting(2_000, "states in each of the two probe sets", minimum=1)
-    recorded_states: int = setting(2_000, "of queried, and of random, states: most that a round records", minimum=1)
-    recorded_stacks: int = setting(200, "of each, most that are recorded with frames and samples", minimum=0)
+    recorded_states: int = setting(
+        2_000, "states recorded a round, of the queried and of the pool; fewer in long runs", minimum=1
+    )
+    recorded_stacks: int = setting(
+        200, "of those of each kind, with frames and dropout samples; fewer in long runs", minimum=0
+    )
     precision: str = setting(
         "auto",
         "of matrix products; auto: the faster of the two, and int8 for acting and most scores of large pools",

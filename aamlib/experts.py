@@ -43,8 +43,8 @@ class ExpertError(ValueError):
 def save_expert(path: str | Path, network: NatureDQN, card: dict[str, Any]) -> Path:
     """Write the weights as safetensors and, beside them, the card as JSON, with the SHA-256 of file and weights added.
 
-    The folder must exist. `card` needs "game"; what else it says of the training is free. Returns the weights' path.
-    Raises RunFolderError when they cannot be written.
+    The folder must exist. `card` needs "game", and for runs to be compared the expert's "score_mean" and random play's
+    "random_score_mean"; the rest is free. Returns the weights' path. Raises RunFolderError when they cannot be written.
     """
     path = Path(path)
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}

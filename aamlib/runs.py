@@ -106,9 +106,8 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any], *, may_raise: Col
         return
 
     def raised(name: str) -> bool:
-        if name not in may_raise or before.get(name) is None:
-            return False
-        return settings[name] is None or settings[name] > before[name]
+        limited = name in may_raise and before.get(name) is not None
+        return limited and (settings[name] is None or settings[name] > before[name])
 
     before = read_config(run_dir)
     differing = [
@@ -137,9 +136,12 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder, as `distill` returns it."""
+    """A run folder, as `distill` returns it; or `Run("data/runs/mine")`, of one that is there."""
 
     dir: Path
+
+    def __init__(self, dir: str | Path) -> None:
+        object.__setattr__(self, "dir", Path(dir))
 
     @property
     def config(self) -> dict[str, Any]:

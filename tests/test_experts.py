@@ -4,9 +4,11 @@ import base64
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
+import shlex
 import shutil
 import sys
 import zipfile
@@ -332,3 +334,21 @@ def test_weights_that_nobody_trained_here_are_left_out_of_the_table(tmp_path, ne
     aamlib.save_expert(tmp_path / "own.safetensors", network, {"game": "pong"})
     assert aamlib.cards.card_table(tmp_path).empty
     assert "foreign" not in aamlib.cards.write_readme(tmp_path).read_text()
+
+
+def test_the_readme_has_commands_that_train_an_expert_stage_by_stage(tmp_path):
+    shutil.copytree(EXPERTS_DIR, tmp_path / "experts", ignore=shutil.ignore_patterns("*.zst"))
+    text = aamlib.cards.write_readme(tmp_path / "experts").read_text()
+    commands = [
+        shlex.split(block.replace("\\\n", "")) for block in text.split("\n\n") if block.startswith("    papermill")
+    ]
+    given = [dict(zip(words[6::3], words[7::3], strict=True)) for words in commands]
+    assert [words[5::3] for words in commands] == [["-p"] * len(stage) for stage in given]
+    pong = [stage for stage in given if stage["game"] == "pong"]
+    assert len(pong) == len(aamlib.cards.stages(aamlib.read_card("pong"))) == 4
+    assert "start_from" not in pong[0]
+    for before, stage in itertools.pairwise(pong):
+        assert stage["start_from"] == f"{before['run_dir']}/expert.safetensors"
+    for stage in given:
+        allowed = {"run_dir", *aamlib.PQNConfig.names()}
+        assert set(stage) <= allowed

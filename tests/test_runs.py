@@ -19,7 +19,7 @@ def test_runs_load_as_one_tidy_table(finished, with_settings, tmp_path):
     assert set(aamlib.ExperimentConfig.names()) <= set(table)
     assert table.loc[table["run"] == "seed-1", "seed"].eq(1).all()
     pd.testing.assert_frame_equal(
-        aamlib.load_runs(tmp_path / "seed-0")[list(METRICS)], aamlib.Run(tmp_path / "seed-0").metrics
+        aamlib.load_runs(tmp_path / "seed-0")[list(METRICS)], aamlib.Run(str(tmp_path / "seed-0")).metrics
     )
 
 
