@@ -96,9 +96,8 @@ def summary(rounds: pd.DataFrame) -> pd.DataFrame:
     per_run = after.groupby(keys)[asked].mean().join(at_the_end.groupby(keys)[probes].mean())
     by = per_run.groupby(level=TREATMENT)
     counts = after.rename(columns={"asked_indifferent": "recorded"}).groupby(TREATMENT)[["recorded", *RIGHT]].count()
-    return (
-        by.mean().assign(seeds=by.size())[["seeds", *asked, *probes]].join(counts.add_prefix("rounds_")).reset_index()
-    )
+    table = by.mean().assign(seeds=by.size())[["seeds", *asked, *probes]]
+    return table.join(counts.add_prefix("rounds_")).reset_index()
 
 
 def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:

@@ -183,7 +183,7 @@ def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     """Labels (or steps) at which each run first reached a threshold, all shares and functions of a game in one plot.
 
     `thresholds`: as `aamlib.comparison.thresholds`, of one game, threshold and x. A bar is the interval between two
-    evaluations, dotted before the first; an arrow starts where a run ended without reaching the threshold.
+    evaluations, dotted before the first; an arrow starts where a curve ended without reaching the threshold.
     """
     ax = ax or plt.gca()
     colors, places = palette(thresholds["acquisition"]), _rows(ax, thresholds)
