@@ -48,17 +48,6 @@ def entropy(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None
     return _total(_log_policies(logits, min_samples=1))
 
 
-def expected_entropy(
-    logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None
-) -> Float[Tensor, " N"]:
-    """Expected entropy: how undecided the single passes are, mean over T of H[softmax(logits_t)]; the aleatoric part.
-
-    No acquisition function of the study, but the other half of the decomposition. Arguments, range and errors as for
-    `entropy`.
-    """
-    return _aleatoric(_log_policies(logits, min_samples=1))
-
-
 def bald(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None) -> Float[Tensor, " N"]:
     """BALD, the mutual information of action and weights: how much the passes disagree.
 

@@ -64,24 +64,28 @@ def write_readme(folder: Path = EXPERTS_DIR) -> Path:
         card_table(folder).to_markdown(index=False),
     ]
     for name, card in _cards(folder).items():
-        commands = [_command(name, number, stage["settings"]) for number, stage in enumerate(stages(card), 1)]
-        parts += [f"## {name}", f"![learning curve]({name}-curve.png)", *commands]
+        blocks = [textwrap.indent(command, "    ") for command in commands(name, card)]
+        parts += [f"## {name}", f"![learning curve]({name}-curve.png)", *blocks]
         parts += [f"- {remark}" for remark in card.get("remarks", [])]
     readme = folder / "README.md"
     write_bytes(readme, ("\n\n".join(parts) + "\n").encode())
     return readme
 
 
-def _command(name: str, number: int, settings: dict[str, Any]) -> str:
-    """The command that trains a stage, as an indented block."""
+def commands(name: str, card: dict[str, Any]) -> list[str]:
+    """The commands that train and score an expert, one per stage."""
     folder = f"data/runs/expert-{name}"
-    start = {"start_from": f"{folder}-{number - 1}/expert.safetensors"} if number > 1 else {}
-    given = {name: value for name, value in settings.items() if value is not None} | start
-    given["run_dir"] = f"{folder}-{number}"
-    parameters = [f"-p\N{NO-BREAK SPACE}{name}\N{NO-BREAK SPACE}{value}" for name, value in given.items()]
-    command = ["papermill notebooks/01_train_expert.ipynb", f"{folder}-{number}.ipynb", "-k python3", *parameters]
-    lines = textwrap.wrap(" ".join(command), 110, break_long_words=False, break_on_hyphens=False)
-    return "    " + " \\\n        ".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+    found = []
+    for number, stage in enumerate(stages(card), 1):
+        given = {key: value for key, value in stage["settings"].items() if value is not None}
+        if number > 1:
+            given["start_from"] = f"{folder}-{number - 1}/expert.safetensors"
+        given |= {"card_seed": stage["score_seed"], "run_dir": f"{folder}-{number}"}
+        parameters = [f"-p\N{NO-BREAK SPACE}{key}\N{NO-BREAK SPACE}{value}" for key, value in given.items()]
+        command = ["papermill notebooks/01_train_expert.ipynb", f"{folder}-{number}.ipynb", "-k python3", *parameters]
+        lines = textwrap.wrap(" ".join(command), 110, break_long_words=False, break_on_hyphens=False)
+        found.append(" \\\n    ".join(lines).replace("\N{NO-BREAK SPACE}", " "))
+    return found
 
 
 def read_references(game: str, expert: str | None, sha256: str | None) -> dict[str, float]:

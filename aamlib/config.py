@@ -39,7 +39,9 @@ def check_game(game: str) -> str:
 
 
 def check_device(device: str) -> str:
-    """Return `device` if torch can compute on it here; raise ConfigError otherwise."""
+    """Return `device` if torch can compute on it here, for "auto" the fastest kind; raise ConfigError otherwise."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
@@ -78,7 +80,7 @@ def setting(
 
 
 class Config:
-    """Base of the frozen dataclasses below: rejects unknown names, wrong types and values out of range."""
+    """Base of the frozen dataclasses of settings: rejects unknown names, wrong types and values out of range."""
 
     def __new__(cls: type[_C], *args: Any, **settings: Any) -> _C:
         """Stop at a name that is no setting, before the dataclass does with less to say."""
@@ -219,11 +221,16 @@ class ExperimentConfig(Config):
                 )
         if self.query_size(min(self.pool_size, self.warmup_steps + self.round_steps)) < 1:
             raise ConfigError(f"query_fraction = {self.query_fraction} of the pool is less than one state; raise it.")
+        if self.total_steps <= self.warmup_steps:
+            raise ConfigError(
+                f"total_steps = {self.total_steps} ends within the warm-up of {self.warmup_steps} steps, before the "
+                "expert is asked; raise it."
+            )
 
     @property
     def n_rounds(self) -> int:
         """Rounds after the warm-up, if no label budget ends the run."""
-        return max(0, math.ceil((self.total_steps - self.warmup_steps) / self.round_steps))
+        return math.ceil((self.total_steps - self.warmup_steps) / self.round_steps)
 
     @property
     def recording(self) -> tuple[int, int]:
@@ -231,7 +238,7 @@ class ExperimentConfig(Config):
 
         So many over the whole run that its folder stays below 50 MB, whatever its horizon.
         """
-        share = min(1, RECORDED_PER_RUN / (max(1, self.n_rounds) * self.recorded_states))
+        share = min(1, RECORDED_PER_RUN / (self.n_rounds * self.recorded_states))
         return math.ceil(share * self.recorded_states), math.ceil(share * self.recorded_stacks)
 
     def query_size(self, n_states: int) -> int:

@@ -1,4 +1,4 @@
-"""The loop: act, score, query, label, train, look, evaluate, record.
+"""The loop: act, score, query, label, train, diagnose, evaluate, record.
 
 A student (Actor-Mimic network; Parisotto et al. 2016, arXiv:1511.06342) plays the game, ranks the newest states by its
 uncertainty, asks a frozen expert about the most uncertain share and learns softmax(Q_expert / tau). Start reading at
@@ -31,11 +31,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from aamlib.acquisition import choose, find_acquisition
-from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
+from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs
 from aamlib.checkpoints import load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
-from aamlib.experts import ExpertError, expert_path, fingerprint, label, load_expert
+from aamlib.experts import check_fits, expert_path, fingerprint, label, load_expert
 from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
 from aamlib.int8 import Int8Trunk
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, clear_moments, reduced_precision
@@ -80,21 +80,16 @@ class Distillation:
         self.expert = expert.to(config.device)
         self.states: np.ndarray  # (E, 4, 84, 84), what the environments show
         self.started: np.ndarray  # (E,), whether that is a game's first state
+        n_actions = check_fits(self.expert, config.game, expert_name)
         self.envs = make_envs(config.game, config.n_envs, max_frames=config.max_game_frames)
-        if self.expert.n_actions != (required := n_actions(config.game)):
-            raise ExpertError(
-                f"the expert ({expert_name}) has {self.expert.n_actions} actions, but {config.game} has {required}; "
-                "give an expert of this game."
-            )
         torch.manual_seed(config.seed)
-        self.use_int8 = False
-        self.student = MCDropoutDQN(required, dropout=config.dropout).to(config.device)
+        self.student = MCDropoutDQN(n_actions, dropout=config.dropout).to(config.device)
         self.pool = FramePool(config.pool_size, config.n_envs)
         self.round = self.agent_steps = self.labels_used = self.unique_labels = 0
         self.metrics: list[dict[str, Any]] = []
         self.n_saved = 0  # of their rows
         self.evaluations: list[dict[str, Any]] = []
-        self.resumed = False
+        self.resumed = self.use_int8 = False
         self.seconds: dict[str, float] = defaultdict(float)
 
     @functools.cached_property
@@ -112,7 +107,7 @@ class Distillation:
         try:
             bar = tqdm(total=total, initial=self.agent_steps, unit="step", unit_scale=True, desc=self.run_dir.name)
             with bar, reduced_precision(self.precision, self.config.device):
-                while self.agent_steps < total and self.labels_left() > 0:
+                while not self.is_over:
                     if self.metrics:
                         self.run_round()
                     else:
@@ -230,7 +225,7 @@ class Distillation:
         """Mean score of whole games, if an evaluation is due or the run ends; every game's score is kept."""
         config = self.config
         due = self.agent_steps % config.evaluate_every < config.round_steps  # a multiple was reached in this round
-        if not due and self.agent_steps < config.total_steps and self.labels_left() > 0:
+        if not due and not self.is_over:
             return None
         self.student.train(config.evaluation_dropout)
         scores = evaluate(
@@ -240,6 +235,11 @@ class Distillation:
         where = {"round": self.round, "agent_steps": self.agent_steps, "labels_used": self.labels_used}
         self.evaluations += [{**where, "episode": i, "score": score} for i, score in enumerate(scores.tolist())]
         return float(scores.mean())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are done or the label budget is used."""
+        return self.agent_steps >= self.config.total_steps or self.labels_left() <= 0
 
     def labels_left(self) -> float:
         """Queries that the budget still allows; infinite without one."""
@@ -312,10 +312,10 @@ class Distillation:
             self.n_saved = len(self.metrics)
             self.resumed = True
         self.precision, self.use_int8 = way_to_compute(self.config, starts)
-        facts = {
-            "round": self.round, "expert_sha256": expert_hash, "precision": self.precision, "int8": self.use_int8,
-        }  # fmt: skip
-        record_start(self.run_dir, threads=torch.get_num_threads(), **facts)
+        record_start(
+            self.run_dir, threads=torch.get_num_threads(), round=self.round, expert_sha256=expert_hash,
+            precision=self.precision, int8=self.use_int8,
+        )  # fmt: skip
         self.probes = load_probes(self.probes_dir, self.expert, self.config)
         self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, f"games {self.round}", self.config.n_envs))
         self.started = np.ones(self.config.n_envs, dtype=bool)

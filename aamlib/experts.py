@@ -11,6 +11,7 @@ import io
 import json
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from aamlib.atari import n_actions
 from aamlib.config import nearest
 from aamlib.files import DATA_DIR, write_bytes
 from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, reduced_precision
@@ -111,22 +113,25 @@ def _read_sb3(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             content = io.BytesIO(archive.read("policy.pth"))
         saved = torch.load(content, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, KeyError, OSError, EOFError, RuntimeError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
         raise ExpertError(
             f"{path} is no readable zip of Stable-Baselines3 ({str(error).splitlines()[0]}), and nothing in it was "
             "executed; it may be truncated: fetch or save it again."
         ) from error
-    try:
-        return {
-            f"{ours}.{kind}": saved[f"q_net.{theirs}.{kind}"]
-            for theirs, ours in _SB3_LAYERS.items()
-            for kind in ("weight", "bias")
-        }
-    except (KeyError, TypeError):
+    names = {
+        f"q_net.{theirs}.{kind}": f"{ours}.{kind}"
+        for theirs, ours in _SB3_LAYERS.items()
+        for kind in ("weight", "bias")
+    }
+    found = {str(name) for name in saved} if isinstance(saved, dict) else set()
+    if {name for name in found if name.startswith("q_net.")} != names.keys():
         raise ExpertError(
-            f"{path} holds another policy than a DQN with NatureCNN ({', '.join(list(saved)[:2])}, ...); give a DQN "
-            "that was made with policy 'CnnPolicy'."
-        ) from None
+            f"{path} holds another policy than a DQN with NatureCNN ({', '.join(sorted(found)[:2])}, ...); give a DQN "
+            "that was made with policy 'CnnPolicy' and without layers of your own."
+        )
+    return {ours: saved[theirs] for theirs, ours in names.items()}
 
 
 def _as_network(path: Path, weights: dict[str, Tensor]) -> NatureDQN:
@@ -159,6 +164,16 @@ def _count_actions(expert: nn.Module) -> int:
             "float32 Q-values (2, A)."
         ) from failure
     return q_values.shape[1]
+
+
+def check_fits(expert: nn.Module, game: str, name: str) -> int:
+    """Return the game's number of actions, if the expert has as many; raise ExpertError, which names it, otherwise."""
+    if expert.n_actions != (required := n_actions(game)):
+        raise ExpertError(
+            f"the expert ({name}) has {expert.n_actions} actions, but {game} has {required}; give an expert of this "
+            "game."
+        )
+    return required
 
 
 @torch.no_grad()
@@ -199,5 +214,6 @@ def _download(repository: str) -> Path:
         raise ExpertError(f"'hub:' needs huggingface_hub: pip install 'aamlib[hub]', or {by_hand}") from None
     try:
         return Path(huggingface_hub.hf_hub_download(repository, filename))
-    except (OSError, ValueError) as error:  # what the hub's own errors are
-        raise ExpertError(f"{repository} cannot be fetched ({str(error).splitlines()[0]}); {by_hand}") from error
+    except Exception as error:  # the hub's own, its HTTP client's, the system's
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ExpertError(f"{repository} cannot be fetched ({reason}); {by_hand}") from error

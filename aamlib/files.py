@@ -57,6 +57,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def not_hidden(root: Path, pattern: str) -> list[Path]:
+    """What matches below the folder, outside of hidden folders: in these a run may be half copied."""
+    return [
+        path for path in root.rglob(pattern) if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    ]
+
+
 def fill_in(path: str | Path, texts: Mapping[str, str]) -> None:
     """Replace what stands in a text file between the lines `<!-- name -->` and `<!-- /name -->`, for each name.
 
@@ -118,6 +125,19 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False)
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make the folder and those above it, unless they are there. Raises RunFolderError when that cannot be done."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    return Path(path)
+
+
+def _unusable(folder: str | Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"cannot write in {folder}: {error.strerror or error}; choose another folder.")
+
+
 @contextlib.contextmanager
 def lock_run(run_dir: str | Path, name: str = "run.lock", *, wait: float = 0.0) -> Iterator[Path]:
     """Create the folder if need be and hold its lock, waiting for `wait` seconds at most; yields its absolute path.
@@ -126,15 +146,13 @@ def lock_run(run_dir: str | Path, name: str = "run.lock", *, wait: float = 0.0) 
     process holds it or the folder cannot be made.
     """
     run_dir = Path(run_dir).absolute()
-    lock = FileLock(run_dir / name)
+    lock = FileLock(make_folder(run_dir) / name)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=wait)
     except Timeout:
         raise RunFolderError(f"{run_dir} is in use by another process; wait for it or choose another folder.") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunFolderError(f"cannot use {run_dir} as a run folder: {reason}; choose another folder.") from error
+        raise _unusable(run_dir, error) from error
     try:
         yield run_dir
     finally:

@@ -27,8 +27,6 @@ from aamlib.files import lock_run, read_torch, write_csv, write_torch
 from aamlib.networks import STACK_SHAPE, NatureDQN, clear_moments, fastest_precision, reduced_precision
 from aamlib.runs import check_settings, open_run
 
-_MAY_RAISE = ("total_steps",)
-
 
 @dataclass(frozen=True)
 class PQNConfig(Config):
@@ -54,12 +52,12 @@ class PQNConfig(Config):
     evaluate_every: int = setting(200_000, "agent steps between evaluations and checkpoints", minimum=1)
     evaluation_episodes: int = setting(15, "whole games per evaluation", minimum=1)
     precision: str = setting("auto", "auto takes the fastest", choices=("auto", "float32", "bfloat16"))
-    device: str = setting("cpu", "torch device")
+    device: str = setting("auto", "torch device; auto takes CUDA where there is one")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_game(self.game)
-        check_device(self.device)
+        object.__setattr__(self, "device", check_device(self.device))
 
     @property
     def rollout_size(self) -> int:
@@ -78,14 +76,14 @@ def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     Raises
     ------
     ConfigError, ExpertError
-        A setting that cannot be used; nothing has been written then.
+        A setting that cannot be used; config.json has not been written then.
     RunFolderError
         The folder is in use, belongs to another configuration (only `total_steps` may be raised), or cannot be written.
     """
     with torch.random.fork_rng(devices=[]), lock_run(run_dir) as run_dir:
-        check_settings(run_dir, config.asdict(), may_raise=_MAY_RAISE)
+        check_settings(run_dir, config.asdict())
         training = Training(config, run_dir)
-        open_run(run_dir, config.asdict(), may_raise=_MAY_RAISE)
+        open_run(run_dir, config.asdict())
         return training.run()
 
 

@@ -8,7 +8,7 @@
 | evaluations.csv             | one row per evaluated game                                                       |
 | selections/NNNNNN.parquet   | per round: queried and random states with scores, expert's Q-values and frames   |
 | checkpoints/NNNNNN.*        | student (safetensors) and all else that the run needs to go on after round NNNNNN |
-| pool/NNNNNNNN.zst           | frames, one segment per round, dropped when no longer in the pool                |
+| pool/FIRST-LAST.zst         | frames, one segment per round, dropped when no longer in the pool                |
 | progress.json               | where the run stands, rewritten each round                                       |
 | run.lock                    | held while a process works on the run                                            |
 
@@ -43,7 +43,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aamlib.files import DATA_DIR, RunFolderError, replacing, write_json
+from aamlib.files import DATA_DIR, RunFolderError, not_hidden, replacing, write_json
 
 # What metrics.csv records per round, with units.
 METRICS = {
@@ -91,22 +91,22 @@ ENDED = ("finished", "label budget used")  # states of a run that has nothing le
 MAY_RAISE = ("total_steps", "label_budget")  # settings with which a run goes on when they are higher than before
 
 
-def open_run(run_dir: Path, settings: Mapping[str, Any], *, may_raise: Collection[str] = MAY_RAISE) -> None:
+def open_run(run_dir: Path, settings: Mapping[str, Any]) -> None:
     """Record the settings in config.json, after `check_settings`."""
-    check_settings(run_dir, settings, may_raise=may_raise)
+    check_settings(run_dir, settings)
     write_json(run_dir / "config.json", dict(settings))
 
 
-def check_settings(run_dir: Path, settings: Mapping[str, Any], *, may_raise: Collection[str] = MAY_RAISE) -> None:
+def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
     """Raise RunFolderError, naming each setting that differs, if the folder was made with settings other than these.
 
-    Settings named in `may_raise` may be higher than before; None is no limit.
+    Those in `MAY_RAISE` may be higher than before; None is no limit.
     """
     if not (run_dir / "config.json").exists():
         return
 
     def raised(name: str) -> bool:
-        limited = name in may_raise and before.get(name) is not None
+        limited = name in MAY_RAISE and before.get(name) is not None
         return limited and (settings[name] is None or settings[name] > before[name])
 
     before = read_config(run_dir)
@@ -116,10 +116,9 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any], *, may_raise: Col
         if settings.get(name) != before.get(name) and not raised(name)
     ]
     if differing:
-        raise RunFolderError(
-            f"{run_dir} belongs to another configuration: {', '.join(differing)}; give the folder's own settings "
-            f"(only {', '.join(may_raise)} may be raised) or choose another folder."
-        )
+        free = ", ".join(name for name in MAY_RAISE if name in settings)
+        raise RunFolderError(f"{run_dir} belongs to another configuration: {', '.join(differing)}; give the folder's "
+                             f"own settings (only {free} may be raised) or choose another folder.")  # fmt: skip
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
@@ -228,7 +227,7 @@ def load_runs(root: str | Path, *more: str | Path) -> pd.DataFrame:
 def load_evaluations(root: str | Path, *more: str | Path) -> pd.DataFrame:
     """Evaluated games of every run folder below `root`, as `load_runs` finds them: one row per run and game.
 
-    Columns: run, `EVALUATIONS`, then all settings and expert_sha256. Raises RunFolderError as `load_runs` does.
+    Columns: `EVALUATIONS`, run, then all settings and expert_sha256. Raises RunFolderError as `load_runs` does.
     """
     return _load([root, *more], "evaluations")
 
@@ -265,7 +264,7 @@ def find_runs(roots: list[Path]) -> dict[str, Path]:
     """Run folders by name: the path below a single root, else as given. Raises RunFolderError if a root has none."""
     runs = {}
     for root in roots:
-        found = sorted(path.parent for path in root.rglob("metrics.csv"))
+        found = sorted(path.parent for path in not_hidden(root, "metrics.csv"))
         if not found:
             what = f"no runs below {root}" if root.is_dir() else f"no folder {root}"
             raise RunFolderError(f"{what}; give a folder that holds run folders (with metrics.csv in each).")

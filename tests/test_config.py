@@ -216,6 +216,11 @@ def test_unknown_preset_is_told_the_nearest():
         preset("quik")
 
 
+def test_a_run_that_ends_within_the_warm_up_is_refused():
+    with pytest.raises(ConfigError, match="total_steps = 40000 ends within the warm-up of 50000 steps"):
+        ExperimentConfig(total_steps=40_000)
+
+
 def test_games_and_devices_that_can_be_used_are_returned():
     assert check_game("ms_pacman") == "ms_pacman"
     assert check_device("cpu") == "cpu"

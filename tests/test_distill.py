@@ -328,7 +328,7 @@ def test_bad_input_stops_before_anything_is_written(with_settings, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(aamlib.RunFolderError, match="cannot use .*file/run as a run folder"):
+    with pytest.raises(aamlib.RunFolderError, match="cannot write in .*file/run"):
         aamlib.distill(tiny, tmp_path / "file" / "run")
 
 

@@ -257,9 +257,21 @@ def test_zip_without_a_policy_is_refused(sb3_zip, tmp_path):
     assert "no readable zip of Stable-Baselines3" in refusal(rewrite(sb3_zip[1], tmp_path / "x.zip", policy=None))
 
 
-def test_another_algorithm_is_refused(tmp_path):
+def test_zip_with_damaged_compression_is_refused(sb3_zip, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("policy.pth", zipfile.ZipFile(sb3_zip[1]).read("policy.pth"))
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[200:300] = bytes(100)
+    (tmp_path / "x.zip").write_bytes(content)
+    assert "may be truncated" in refusal(tmp_path / "x.zip")
+
+
+def test_another_algorithm_or_network_is_refused(tmp_path):
     PPO("CnnPolicy", Screens(), n_steps=2, batch_size=2, device="cpu").save(tmp_path / "ppo.zip")
-    assert "another policy than a DQN with NatureCNN" in refusal(tmp_path / "ppo.zip")
+    deeper = DQN("CnnPolicy", Screens(), buffer_size=1, device="cpu", policy_kwargs={"net_arch": [32]})
+    deeper.save(tmp_path / "deeper.zip")
+    for name in ("ppo", "deeper"):
+        assert "another policy than a DQN with NatureCNN" in refusal(tmp_path / f"{name}.zip")
 
 
 def test_hub_without_network_says_how_to_fetch_by_hand(monkeypatch, tmp_path):
@@ -268,6 +280,18 @@ def test_hub_without_network_says_how_to_fetch_by_hand(monkeypatch, tmp_path):
     message = refusal("hub:sb3/dqn-PongNoFrameskip-v4")
     assert "sb3/dqn-PongNoFrameskip-v4 cannot be fetched" in message
     assert "download dqn-PongNoFrameskip-v4.zip from https://huggingface.co/sb3/dqn-PongNoFrameskip-v4" in message
+
+
+def test_a_download_that_breaks_off_says_how_to_fetch_by_hand(monkeypatch):
+    class ProtocolError(Exception):
+        """As HTTP clients have them, of no kind that is known here."""
+
+    def breaks_off(*_):
+        raise ProtocolError("peer closed connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", breaks_off)
+    message = refusal("hub:sb3/dqn-PongNoFrameskip-v4")
+    assert "cannot be fetched (peer closed connection); download dqn-PongNoFrameskip-v4.zip from" in message
 
 
 def test_hub_gives_the_zip_of_the_repository(monkeypatch, sb3_zip):
@@ -350,5 +374,5 @@ def test_the_readme_has_commands_that_train_an_expert_stage_by_stage(tmp_path):
     for before, stage in itertools.pairwise(pong):
         assert stage["start_from"] == f"{before['run_dir']}/expert.safetensors"
     for stage in given:
-        allowed = {"run_dir", *aamlib.PQNConfig.names()}
+        allowed = {"run_dir", "card_seed", *aamlib.PQNConfig.names()}
         assert set(stage) <= allowed
