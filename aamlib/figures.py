@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from aamlib.plots import COLORBLIND, COLORS, name_of
-from aamlib.selections import COLUMNS, INDIFFERENT, describe_q
+from aamlib.selections import INDIFFERENT, describe_q
 
 _ACTIONS = [COLORBLIND[i] for i in (0, 1, 2, 4, 9, 7, 3, 5, 8, 6)]  # neighbours look unlike each other
 _OTHERS = [COLORBLIND[i] for i in (3, 7, 9, 5, 8, 6)]  # none of the functions' colours
+ANSWERS = {"no": "#00224e", "yes": "#fee838"}  # the ends of the colour map
 EXPERT, STUDENT, POOL = COLORBLIND[0], COLORBLIND[1], "0.35"
 SCORES = {
     "entropy": "predictive entropy (nats)",
@@ -31,16 +34,24 @@ AXES = {
     "label_entropy": "entropy of the expert's policy (nats)",
     "regret": "regret (Q-value lost)",
     "aleatoric": "expected entropy (nats)",
-    "costly": "costly mistake (1: yes)",
-    "indifferent": "expert indifferent (1: yes)",
-    "disagree": "student disagrees (1: yes)",
+    "costly": "costly mistake",
+    "indifferent": "expert indifferent",
+    "disagree": "student disagrees",
+    "has_frames": "frames recorded",
+    "student_action": "the student's action",
+    "expert_action": "the expert's action",
 }
 
 
 def axis_label(column: str) -> str:
     """What a column of a described selection is called on an axis, with its unit."""
     score = column.removeprefix("score_")
-    return SCORES.get(score, f"score of {score}") if column.startswith("score_") else AXES.get(column, COLUMNS[column])
+    return SCORES.get(score, f"score of {score}") if column.startswith("score_") else AXES[column]
+
+
+def action_palette(actions: Sequence[str]) -> dict[str, str]:
+    """A colour for each action's name."""
+    return dict(zip(actions, itertools.cycle(_ACTIONS)))
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -128,15 +139,24 @@ def draw_policies(
               handlelength=1, columnspacing=1)  # fmt: skip
 
 
-def draw_scatter(ax: Axes, states: pd.DataFrame, color: str) -> None:
-    """Each state as a point, entropy against BALD, coloured by a column; missing values are left out."""
+def draw_scatter(ax: Axes, states: pd.DataFrame, color: str, palette: Mapping[str, str] | None = None) -> None:
+    """Each state as a point, entropy against BALD, coloured by a column; missing values are left out.
+
+    `palette`: the colour of each value of a column of categories.
+    """
     known = states.dropna(subset=[color])
-    values = known[color].astype(float)
-    points = ax.scatter(known["score_entropy"], known["score_bald"], c=values, s=7, cmap="cividis", linewidth=0,
-                        vmax=float(values.quantile(0.99)))  # fmt: skip
+    values, style = known[color], dict[str, Any](s=7, linewidth=0)
+    if palette:
+        for value, shade in palette.items():
+            part = known[values == value]
+            ax.scatter(part["score_entropy"], part["score_bald"], color=shade, label=value, **style)
+        ax.legend(title=axis_label(color), fontsize="small", markerscale=2)
+    else:
+        points = ax.scatter(known["score_entropy"], known["score_bald"], c=values, cmap="cividis",
+                            vmax=float(values.quantile(0.99)), **style)  # fmt: skip
+        assert ax.figure is not None
+        ax.figure.colorbar(points, ax=ax, label=axis_label(color))
     ax.set(xlabel="predictive entropy, total (nats)", ylabel="BALD, epistemic (nats)", xlim=(0, None), ylim=(0, None))
-    assert ax.figure is not None
-    ax.figure.colorbar(points, ax=ax, label=axis_label(color))
 
 
 def draw_rounds(ax: Axes, table: pd.DataFrame, column: str, by: str = "score") -> None:

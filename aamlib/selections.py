@@ -7,13 +7,15 @@ The functions are compared on the round's random sample of the pool: each would 
 from __future__ import annotations
 
 import itertools
+import operator
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from aamlib.files import DATA_DIR, RunFolderError
+from aamlib.files import DATA_DIR, RunFolderError, not_hidden
 from aamlib.runs import Run
 
 INDIFFERENT = 0.95  # of the highest entropy, ln A
@@ -81,7 +83,7 @@ def rounds_of(run: Run) -> list[int]:
 
 
 def recorded_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dict[str, Run]:
-    """Runs with recorded selections in or below the folders, by name: the folder's, longer where two are alike.
+    """Runs with recorded selections in or below the folders, by name: the folder's, with those above if two are alike.
 
     None: the sample runs, the published ones in data/results/, and those in data/runs/. Raises RunFolderError if there
     is none.
@@ -90,14 +92,20 @@ def recorded_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dic
         roots = [DATA_DIR / name for name in ("sample", "results", "runs")]
     elif isinstance(roots, str | Path):
         roots = [roots]
-    folders = {path.parent.parent.absolute() for root in roots for path in Path(root).rglob("selections/*.parquet")}
+    folders = {
+        path.parent.parent.absolute() for root in roots for path in not_hidden(Path(root), "selections/*.parquet")
+    }
     if not folders:
         raise RunFolderError(
             f"no run with recorded selections below {' or '.join(map(str, roots))}; give a folder that holds run "
             "folders (with selections/ in each)."
         )
-    names = [folder.name for folder in folders]
-    named = {folder.name if names.count(folder.name) == 1 else str(folder): Run(folder) for folder in folders}
+    named: dict[str, Run] = {}
+    by_name = operator.attrgetter("name")
+    for _, alike in itertools.groupby(sorted(folders, key=by_name), by_name):
+        first, *others = alike
+        above = Path(os.path.commonpath([first, *others])) if others else first.parent
+        named |= {folder.relative_to(above).as_posix(): Run(folder) for folder in (first, *others)}
     return dict(sorted(named.items()))
 
 

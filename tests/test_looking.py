@@ -1,5 +1,6 @@
 """The notebooks for looking: saved without widgets, and used with the mouse in JupyterLab, in headless Chromium."""
 
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("05_expert_q_values", "06_uncertain_frames", "07_entropy_versus_bald")
+ENTROPY = "pong, entropy on 40 %, seed 0"
 SCREENSHOTS = ROOT / "tests" / "screenshots"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECONDS = 120_000  # milliseconds to wait for anything: CI machines are slow
@@ -93,6 +95,14 @@ def opened(lab, name):
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page(viewport={"width": 1280, "height": 4000})
         page.set_default_timeout(SECONDS)
+        broken = []
+        page.on("pageerror", lambda error: broken.append(str(error)))
+
+        def listen(socket):
+            """What fails in the kernel when a control is moved is sent to the page, which shows it nowhere."""
+            socket.on("framereceived", lambda frame: broken.append(frame) if "Traceback" in str(frame) else None)
+
+        page.on("websocket", listen)
         try:
             page.goto(f"{lab[1]}doc/tree/{name}.ipynb?token=test")
             # A kernel that does not exist yet is idle as well: Run All would be lost.
@@ -109,6 +119,7 @@ def opened(lab, name):
             for kind in ("error", "stderr"):
                 found = page.locator(f'.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]')
                 assert found.all_inner_texts() == []
+            assert broken == []
         finally:
             SCREENSHOTS.mkdir(exist_ok=True)
             page.screenshot(path=SCREENSHOTS / f"{name}.png")
@@ -117,7 +128,7 @@ def opened(lab, name):
 
 @contextmanager
 def changing(page, picture, *, numbers=True):
-    """What is done in the block changes the picture, and the numbers."""
+    """What is done in the block changes the picture, and the first numbers on the page."""
     image = page.locator(f"{picture} img, img{picture}").first
     readout = page.locator(".aam-readout").first
     source, text = image.get_attribute("src"), readout.inner_text()
@@ -155,15 +166,28 @@ def test_expert_q_values(lab):
             page.locator(".aam-timeline img").click(position={"x": 300, "y": 100})
         with changing(page, ".aam-frame"):
             page.get_by_role("button", name="Most indifferent").click()
+        with changing(page, ".aam-frame"):
+            page.get_by_role("button", name="Most decisive").click()
+        with changing(page, ".aam-frame"):
+            page.locator("[class*=widget-play] button").first.click()
+        page.locator("[class*=widget-play] button").first.click()
         with changing(page, ".aam-frame", numbers=False):
             page.locator(".aam-original_colours input").check()
         with changing(page, ".aam-entropy"):
             turn(page, "temperature", "ArrowRight")
         page.locator(".aam-seed input").fill("7")
         page.locator(".aam-seed input").press("Enter")
+        page.locator(".aam-steps input").fill("90")
+        page.locator(".aam-steps input").press("Enter")
         with changing(page, ".aam-timeline"), changing(page, ".aam-entropy"):
             page.locator(".aam-play").click()
-        page.locator(".aam-readout", has_text="step 0 of").wait_for()
+        page.locator(".aam-readout", has_text="step 0 of 89").wait_for()
+        page.locator(".aam-student select").select_option("none")
+        page.locator(".aam-game select").select_option("breakout")
+        with changing(page, ".aam-timeline"), changing(page, ".aam-policy"):
+            page.locator(".aam-play").click()
+        with changing(page, ".aam-frame"):
+            turn(page, "step", "ArrowRight")
 
 
 @in_browser
@@ -177,11 +201,25 @@ def test_uncertain_frames(lab):
             page.locator(".aam-sort select").first.select_option("regret (Q-value lost)")
         with changing(page, ".aam-grid"):
             page.locator(".aam-agreement select").first.select_option("agree")
+        with changing(page, ".aam-grid"):
+            page.locator(".aam-agreement select").first.select_option("all")
+        for trait in ("gaps", "percentiles"):
+            with changing(page, ".aam-grid"):
+                turn(page, trait, "PageUp")
+        with changing(page, ".aam-grid"):
+            page.locator(".aam-descending input").first.uncheck()
+        before = set((lab[0] / "exports").iterdir())
         page.locator(".aam-save").first.click()
         page.locator(".aam-saved", has_text="saved").first.wait_for()
-        assert {path.suffix for path in (lab[0] / "exports").iterdir()} == {".gif", ".csv"}
+        written = set((lab[0] / "exports").iterdir()) - before
+        assert {path.suffix for path in written} == {".gif", ".csv"}, "beside those of the notebook's own cell"
         with changing(page, ".aam-grid"):
-            page.locator(".aam-run select").first.select_option("pong-entropy")
+            page.locator(".aam-kind select").first.select_option("random, of the pool")
+        with changing(page, ".aam-grid"):
+            page.locator(".aam-run select").first.select_option(ENTROPY)
+        for side in ("left", "right"):
+            with changing(page, f".aam-{side} .aam-grid", numbers=False):
+                page.locator(f".aam-{side} .aam-sort select").select_option("Q-gap (best − second best)")
 
 
 @in_browser
@@ -193,6 +231,15 @@ def test_entropy_versus_bald(lab):
         corners = [(0.3, 0.1), (0.98, 0.1), (0.98, 0.98), (0.3, 0.98), (0.3, 0.12)]
         points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
         page.wait_for_timeout(1000)  # the points have no element to wait for
+        readout = page.locator(".aam-readout").first
+        for x, y in itertools.product(range(98, 50, -2), range(96, 60, -4)):  # among so many one is hit
+            page.mouse.move(box["x"] + x / 100 * box["width"], box["y"] + y / 100 * box["height"])
+            page.wait_for_timeout(100)
+            page.mouse.click(box["x"] + x / 100 * box["width"], box["y"] + y / 100 * box["height"])
+            page.wait_for_timeout(100)
+            if readout.inner_text().startswith("1 of"):
+                break
+        assert readout.inner_text().startswith("1 of 2,000 states")
         with changing(page, ".aam-motion"):
             page.mouse.move(*points[0])
             page.mouse.down()
@@ -200,6 +247,10 @@ def test_entropy_versus_bald(lab):
                 page.mouse.move(*point, steps=12)
             page.mouse.up()
         with redrawn(page, canvas):
-            page.locator(".aam-color select").select_option("expert indifferent (1: yes)")
+            page.locator(".aam-color select").select_option("expert indifferent")
         with changing(page, ".aam-motion"), redrawn(page, canvas):
             turn(page, "round", "ArrowLeft")
+        with changing(page, ".aam-motion"), redrawn(page, canvas):
+            page.locator(".aam-run select").select_option(ENTROPY)
+        with changing(page, ".aam-motion"), redrawn(page, canvas):
+            page.locator(".aam-kind select").select_option("queried by the run")

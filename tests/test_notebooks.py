@@ -115,11 +115,16 @@ def test_run_experiment(tiny, tmp_path):
         ("02_run_experiment", {"aquisition": "bald"}, "unknown parameter 'aquisition'; did you mean 'acquisition'?"),
         ("02_run_experiment", {"preset": "quikc"}, "unknown preset 'quikc'; did you mean 'quick'?"),
         ("03_run_batch", {"gird": "grid.toml"}, "unknown parameter 'gird'; did you mean 'grid'?"),
+        ("05_expert_q_values", {"temprature": 1.0}, "unknown parameter 'temprature'; did you mean 'temperature'?"),
+        ("06_uncertain_frames", {"export": "x"}, "unknown parameter 'export'; did you mean 'exports'?"),
+        ("07_entropy_versus_bald", {"colour": "regret"}, "unknown parameter 'colour'; did you mean 'color'?"),
+        ("08_benchmark", {"repeat": 1}, "unknown parameter 'repeat'; did you mean 'repeats'?"),
     ],
 )
 def test_mistyped_parameters_stop_before_anything_starts(tmp_path, name, parameters, message):
     source = next(path for path in NOTEBOOKS if path.stem == name)
-    parameters = {"out" if name == "03_run_batch" else "run_dir": str(tmp_path / "run"), **parameters}
+    out = {"02_run_experiment": "run_dir", "03_run_batch": "out", "06_uncertain_frames": "exports"}.get(name)
+    parameters = ({out: str(tmp_path / "run")} if out else {}) | parameters
     with pytest.raises(PapermillExecutionError, match=message.replace("?", r"\?")):
         papermill.execute_notebook(source, tmp_path / "out.ipynb", parameters, progress_bar=False)
     assert not (tmp_path / "run").exists()

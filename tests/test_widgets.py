@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import traitlets
 from nbconvert import HTMLExporter
 from PIL import Image
 
@@ -128,6 +129,51 @@ def test_unless_one_is_named_the_first_student_of_the_game_watches(runs, game, s
     assert ExpertView(game, None, None, runs, steps=5).student == student
 
 
+def test_another_game_has_its_own_expert_and_student(runs):
+    view = ExpertView("pong", None, None, runs, steps=5)
+    controls(view.panel, "aam-game").value = "breakout"
+    assert (view.expert, view.student) == ("breakout", "")
+    controls(view.panel, "aam-play").click()
+    assert len(view.actions) == 4
+    controls(view.panel, "aam-game").value = "pong"
+    assert (view.expert, view.student) == ("pong", "pong-bald")
+
+
+def test_a_student_that_cannot_be_read_leaves_the_game_before(runs, tmp_path):
+    run = publish(runs["pong-bald"], tmp_path / "run", student=True)
+    view = ExpertView("pong", None, "run", {"run": run}, steps=30)
+    weights = next((run.dir / "checkpoints").glob("*.safetensors"))
+    weights.write_bytes(b"damaged")
+    view.steps = 5
+    controls(view.panel, "aam-play").click()
+    assert len(view.recording) == len(view.stacks) == len(view.student_q) == 30
+    controls(view.panel, "aam-step").value = 29
+    assert "step 29 of 29" in view.readout
+
+
+def test_a_setting_that_a_view_does_not_have_is_refused(runs):
+    with pytest.raises(traitlets.TraitError, match="colums"):
+        SelectionView(runs, colums=5)
+
+
+def test_runs_are_offered_by_what_they_are(runs):
+    titles = {"pong-bald": "pong, bald on 40 %, seed 0", "pong-entropy": "pong, entropy on 40 %, seed 0"}
+    view = SelectionView(runs, "pong-bald")
+    assert dict(map(reversed, controls(view.panel, "aam-run").options)) == titles
+    twice = base.run_titles({"mine": runs["pong-bald"], "yours": runs["pong-bald"]})
+    assert list(twice.values()) == [f"{titles['pong-bald']} (mine)", f"{titles['pong-bald']} (yours)"]
+
+
+def test_a_run_made_anew_in_its_folder_is_read_anew(runs, tmp_path):
+    run = publish(runs["pong-bald"], tmp_path / "run", selections=1)
+    view = SelectionView({"run": run})
+    before = view.states
+    path = next((run.dir / "selections").iterdir())
+    pd.read_parquet(path).assign(score_bald=0.25).to_parquet(path.with_name("new"))
+    path.with_name("new").replace(path)
+    assert set(view.states["score_bald"]) == {0.25} != set(before["score_bald"])
+
+
 def test_what_cannot_be_shown_is_said_in_one_sentence(runs, pong_expert):
     with pytest.raises(aamlib.ConfigError, match="unknown student 'pong-bld'; did you mean 'pong-bald'"):
         ExpertView("pong", pong_expert, "pong-bld", runs, steps=5)
@@ -184,17 +230,26 @@ def test_no_state_left_is_said_and_not_exported(runs, tmp_path):
     view.panel.layout.width = "100%"
     view.gaps = (1e6, 1e7)
     assert view.readout == "No state with recorded frames passes the filters."
+    assert view.gaps == (1e6, 1e7)
+    hidden = [
+        widget for widget in walk(view.panel) if controls(view.panel, "aam-motion") in getattr(widget, "children", ())
+    ]
+    assert hidden[0].layout.display == "none"
     with pytest.raises(ValueError, match="nothing to export"):
         view.export()
     controls(view.panel, "aam-save").click()
     assert "nothing to export" in controls(view.panel, "aam-saved").value
     assert list(tmp_path.iterdir()) == []
+    controls(view.panel, "aam-gaps").value = (0.0, controls(view.panel, "aam-gaps").max)
+    assert hidden[0].layout.display is None
+    view.gaps = (0.02, 0.08)
+    assert controls(view.panel, "aam-gaps").value == (0.02, 0.08)
 
 
 def test_the_exported_gif_and_table_are_what_is_shown(runs, tmp_path):
     view = SelectionView(runs, "pong-bald", folder=tmp_path / "new")
     gif, table = view.export()
-    assert gif.name == "train_AMN_BALD_perc_40.gif"
+    assert gif.name == f"pong-bald-on-40-percent-seed-0-round-{view.round}-queried-by-score_bald.gif"
     rows = pd.read_csv(table)
     assert rows["state_id"].tolist() == view.shown["state_id"].tolist()
     assert set(rows["run"]) == {"pong-bald"}
@@ -203,6 +258,25 @@ def test_the_exported_gif_and_table_are_what_is_shown(runs, tmp_path):
         image.seek(2)
         tile = np.asarray(image.convert("L"))[86 + 1 : 86 + 85, 1:85]
         np.testing.assert_array_equal(tile, view.shown["frames"].iloc[10][2])
+
+
+def test_another_selection_never_takes_the_place_of_an_exported_one(runs, tmp_path):
+    view = SelectionView(runs, "pong-bald", folder=tmp_path)
+    settings = {"round": view.rounds[0], "kind": "random", "sort": "q_gap", "descending": False, "gaps": (0.0, 1.0),
+                "percentiles": (0, 90), "agreement": "costly mistake", "run": "pong-entropy"}  # fmt: skip
+    written = [view.export()]
+    for trait, value in settings.items():
+        setattr(view, trait, value)
+        written.append(view.export())
+    assert len(set(written)) == 9
+    assert {path for pair in written for path in pair} == set(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_said(runs, tmp_path):
+    (tmp_path / "file").touch()
+    view = SelectionView(runs, "pong-bald", folder=tmp_path / "file" / "exports")
+    controls(view.panel, "aam-save").click()
+    assert "choose another folder" in controls(view.panel, "aam-saved").value
 
 
 def test_the_studys_gifs_come_from_the_runs_that_there_are(runs, tmp_path):
@@ -243,25 +317,35 @@ def test_picked_points_show_their_numbers_and_frames(runs):
     assert view.readout.startswith("4 of 2,000 states")
     assert motion.value != before
     np.testing.assert_array_equal(view.stacks(), np.stack(view.states["frames"].iloc[picked].to_list()))
+    page = next(child for child in walk(view.panel) if hasattr(child, "y_scale_domain"))
+    assert list(page.selection) == picked.tolist(), "picked from code, marked on the page"
+    view.picked = (int(view.states.index[view.states["frames"].isna()][0]),)
+    assert len(view.stacks()) == 0
+    assert motion.layout.display == "none"
+    assert "no" in controls(view.panel, "aam-nothing").value
+    assert controls(view.panel, "aam-nothing").layout.display is None
+    view.figure()
     view.round = view.rounds[0]
     assert view.picked == (), "other states stand there now"
+    assert motion.layout.display is None
 
 
 def test_the_points_on_the_page_are_the_rounds_in_their_colours(runs):
     view = ScatterView(runs, "pong-bald")
     page = next(child for child in walk(view.panel) if hasattr(child, "y_scale_domain"))
-    for color, number in (("indifferent", view.rounds[1]), ("q_gap", view.rounds[2]), ("costly", view.rounds[0])):
+    for color, number in zip(("indifferent", "q_gap", "student_action", "costly"), view.rounds * 2, strict=False):
         view.color = color
         view.round = number
         points = np.asarray(page.points)
         for axis, (name, domain) in enumerate((("entropy", page.x_scale_domain), ("bald", page.y_scale_domain))):
             place = domain[0] + (points[:, axis] + 1) / 2 * (domain[1] - domain[0])
             np.testing.assert_allclose(place, view.states[f"score_{name}"], rtol=1e-3, atol=1e-4)
-        shade = points[:, 2]
+        shade = points[:, {"valueA": 2, "valueB": 3}[page.color_by]]
         if color == "q_gap":
             assert np.corrcoef(shade, view.states["q_gap"])[0, 1] > 0.999
         else:
             np.testing.assert_array_equal(shade, view.states[color].astype(int))
+        view.figure()
 
 
 @pytest.mark.parametrize(("view", "trait"), [(SelectionView, "sort"), (ScatterView, "color")])

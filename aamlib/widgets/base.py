@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anywidget
@@ -20,7 +20,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from aamlib import figures
+from aamlib.comparison import percent
 from aamlib.config import ConfigError, nearest
+from aamlib.runs import Run
 
 
 def is_live() -> bool:
@@ -34,6 +36,17 @@ def one_of(what: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise ConfigError(f"unknown {what} {value!r}; {nearest(value, allowed)}")
     return value
+
+
+def run_titles(runs: Mapping[str, Run]) -> dict[str, str]:
+    """What each run is, in words, by its name; the name stands behind where two runs are the same."""
+    titles = {}
+    for name, run in runs.items():
+        config = run.config
+        share = percent(config["query_fraction"])
+        titles[name] = f"{config['game']}, {config['acquisition']} on {share}, seed {config['seed']}"
+    words = list(titles.values())
+    return {name: title if words.count(title) == 1 else f"{title} ({name})" for name, title in titles.items()}
 
 
 class View(traitlets.HasTraits):

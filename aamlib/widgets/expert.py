@@ -15,12 +15,12 @@ from aamlib import figures
 from aamlib.cards import read_card
 from aamlib.checkpoints import load_student
 from aamlib.config import ConfigError
-from aamlib.experts import EXPERTS_DIR, ExpertError, load_expert
+from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, load_expert
 from aamlib.files import RunFolderError
 from aamlib.games import action_names, colour_frames, load_or_record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
-from aamlib.widgets.base import Picture, Plot, PolicyPlot, View, labelled, one_of, row
+from aamlib.widgets.base import Picture, Plot, PolicyPlot, View, labelled, one_of, row, run_titles
 
 _APART = 20  # agent steps between two moments to jump to, at least
 _HISTOGRAMS = ("q_gap", "q_range", "label_entropy")
@@ -67,26 +67,25 @@ class ExpertView(View):
         super().__init__(game=game, expert=str(expert or game), **settings)
         self.students = {name: run for name, run in (students or {}).items() if _has_student(run)}
         if student is None:
-            student = next((name for name, run in self.students.items() if run.config["game"] == game), "")
+            student = self.first_student(game)
         self.student = one_of("student", student, ["", *self.students])
         self.play()
+
+    def first_student(self, game: str) -> str:
+        """The first student who plays the game, or "" for none."""
+        return next((name for name, run in self.students.items() if run.config["game"] == game), "")
 
     def play(self) -> None:
         """Play a game with the present settings, and show it from its start."""
         expert, actions = load_expert(self.expert), action_names(self.game)
-        if expert.n_actions != len(actions):
-            raise ExpertError(
-                f"the expert {self.expert} has {expert.n_actions} actions, but {self.game} has {len(actions)}; "
-                "give an expert of this game."
-            )
+        check_fits(expert, self.game, self.expert)
         if self.student and self.students[self.student].config["game"] != self.game:
             raise ConfigError(f"the student {self.student!r} does not play {self.game}; choose one that does, or none.")
-        self.actions = actions
+        student = load_student(self.students[self.student].dir) if self.student else None
+        self.actions = actions  # from here on nothing fails: the game before stays until there is another
         self.recording = load_or_record_game(expert, self.game, steps=self.steps, epsilon=self.epsilon, seed=self.seed)
         self.stacks = self.recording.stacks()
-        self.student_q = None
-        if self.student:
-            self.student_q = watch(load_student(self.students[self.student].dir), self.recording)
+        self.student_q = None if student is None else watch(student, self.recording)
         self.__dict__.pop("colours", None)
         self.step = 0
         self.played += 1
@@ -169,11 +168,11 @@ class ExpertView(View):
         """Controls, the frames beside the timeline, and the histograms."""
         experts = [path.stem for path in sorted(EXPERTS_DIR.glob("*.safetensors"))]
         games = sorted({self.game, *(read_card(name).get("game", name) for name in experts)})
-        game = self.link("game", labelled(ipywidgets.Dropdown, "Game", 170, options=games))
-        expert = labelled(ipywidgets.Dropdown, "Expert", 190, options=sorted({self.expert, *experts}))
-        student = labelled(
-            ipywidgets.Dropdown, "Student", 240, options=[("none", ""), *zip(self.students, self.students, strict=True)]
-        )
+        game = self.link("game", labelled(ipywidgets.Dropdown, "Game", 150, options=games))
+        expert = labelled(ipywidgets.Dropdown, "Expert", 160, options=sorted({self.expert, *experts}))
+        titles = {"": "none", **run_titles(self.students)}
+        options = [(title, name) for name, title in titles.items()]
+        student = labelled(ipywidgets.Dropdown, "Student", 330, options=options)
         seed = self.link("seed", labelled(ipywidgets.BoundedIntText, "Seed", 120, max=2**31 - 1))
         steps = self.link("steps", labelled(ipywidgets.BoundedIntText, "Steps at most", 170, min=1, max=27_000))
         play = ipywidgets.Button(description="Play a game", icon="gamepad", button_style="primary")
@@ -236,9 +235,10 @@ class ExpertView(View):
             except (ConfigError, ExpertError, RunFolderError) as problem:
                 error.value = f"<span style='color: #b00020'>{problem}</span>"
 
-        def choose_expert(change: Any) -> None:
+        def choose_players(change: Any) -> None:
             if change.new in experts:
                 self.expert = change.new
+            self.student = self.first_student(change.new)
 
         def seek(change: Any) -> None:
             self.step = round((change.new[0] - span[0]) / span[1] * (len(self.recording) - 1))
@@ -247,7 +247,7 @@ class ExpertView(View):
         self.observe(show_temperature, ["temperature"])
         self.observe(show_game, ["played"])
         timeline.observe(seek, "clicked")
-        self.observe(choose_expert, "game")
+        self.observe(choose_players, "game")
         play.on_click(play_again)
         play.add_class("aam-play")
         decisive.on_click(lambda _: self.jump("q_gap"))

@@ -11,10 +11,9 @@ import pandas as pd
 import traitlets
 
 from aamlib import figures
-from aamlib.comparison import percent
 from aamlib.runs import Run
 from aamlib.selections import describe, rounds_of
-from aamlib.widgets.base import View, labelled, one_of
+from aamlib.widgets.base import View, labelled, one_of, run_titles
 
 SHOWN = 50  # states at once, as in the study's GIFs
 MEASURES = ("q_gap", "q_range", "label_entropy", "regret", "aleatoric")
@@ -22,7 +21,7 @@ KINDS = {"queried by the run": "queried", "random, of the pool": "random"}
 
 
 @functools.lru_cache(maxsize=8)
-def _read(run_dir: Path, number: int, temperature: float) -> pd.DataFrame:
+def _read(run_dir: Path, number: int, temperature: float, _modified: float) -> pd.DataFrame:
     return describe(Run(run_dir).selection(number), temperature)
 
 
@@ -52,13 +51,13 @@ class RoundView(View):
     def __init__(
         self, runs: dict[str, Run], run: str | None = None, number: int | None = None, **settings: Any
     ) -> None:
-        self.runs = runs
+        self.runs, self.titles = runs, run_titles(runs)
         super().__init__()
         self.run = one_of("run", run or next(iter(runs)), list(runs))
         if number is not None:
             self.round = number
         for trait, value in settings.items():
-            setattr(self, trait, value)
+            self.set_trait(trait, value)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -73,7 +72,9 @@ class RoundView(View):
     @property
     def states(self) -> pd.DataFrame:
         """The round's recorded states of this kind, described."""
-        table = _read(self.runs[self.run].dir, self.round, self.config["temperature"])
+        folder = self.runs[self.run].dir
+        modified = (folder / "selections").stat().st_mtime  # a run may be made anew in the same folder
+        table = _read(folder, self.round, self.config["temperature"], modified)
         return table[table["kind"] == self.kind].reset_index(drop=True)
 
     @property
@@ -94,8 +95,7 @@ class RoundView(View):
 
     def title(self) -> str:
         """What is shown, in words."""
-        config = self.config
-        return f"{config['game']}, {config['acquisition']} on {percent(config['query_fraction'])}, round {self.round}"
+        return f"{self.titles[self.run]}, round {self.round}"
 
     def column_control(self, label: str) -> ipywidgets.Widget:
         """The dropdown of the columns `offered`."""
@@ -115,7 +115,8 @@ class RoundView(View):
 
     def round_controls(self) -> list[ipywidgets.Widget]:
         """Dropdowns and slider for run, round and kind."""
-        run = self.link("run", labelled(ipywidgets.Dropdown, "Run", 200, options=list(self.runs)))
+        options = [(title, name) for name, title in self.titles.items()]
+        run = self.link("run", labelled(ipywidgets.Dropdown, "Run", 370, options=options))
         slider = labelled(ipywidgets.SelectionSlider, "Round", 230, options=self.rounds, value=self.round)
         kind = self.link("kind", labelled(ipywidgets.Dropdown, "States", 210, options=list(KINDS.items())))
 

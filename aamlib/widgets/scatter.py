@@ -12,14 +12,16 @@ import traitlets
 from matplotlib.figure import Figure
 
 from aamlib import figures
+from aamlib.games import action_names
 from aamlib.plots import gif_bytes, mosaic
 from aamlib.selections import score_names
 from aamlib.widgets.base import one_of, row
 from aamlib.widgets.round import MEASURES, RoundView
 
 _SHOWN = 25  # states at once, beside the points
-_ANSWERS = ("indifferent", "costly", "disagree")
-_COLORS = {"no": "#00224e", "yes": "#fee838"}  # the ends of the colour map
+_NO_FRAMES = "none of these states has frames"
+_ANSWERS = ("indifferent", "costly", "disagree", "has_frames")
+_ACTIONS = ("student_action", "expert_action")
 
 
 class ScatterView(RoundView):
@@ -38,7 +40,19 @@ class ScatterView(RoundView):
     def offered(self) -> list[str]:
         """Columns to colour by."""
         scores = [f"score_{name}" for name in score_names(self.states)]
-        return [*MEASURES, *_ANSWERS, *scores]
+        return [*MEASURES, *_ANSWERS, *_ACTIONS, *scores]
+
+    @property
+    def states(self) -> pd.DataFrame:
+        """The round's recorded states of this kind, described, and whether each has_frames."""
+        states = super().states
+        return states.assign(has_frames=states["frames"].notna())
+
+    def palette(self, column: str) -> dict[str, str]:
+        """The colour of each value of a column of categories; empty for one of numbers."""
+        if column in _ANSWERS:
+            return figures.ANSWERS
+        return figures.action_palette(action_names(self.config["game"])) if column in _ACTIONS else {}
 
     @traitlets.validate("color")
     def _known_column(self, proposal: Any) -> str:
@@ -55,30 +69,31 @@ class ScatterView(RoundView):
         self.readout = (
             f"{len(chosen):,} of {len(states):,} states{'' if self.picked else ' (draw a lasso to pick some)'}: "
             f"{chosen['indifferent'].mean():.1%} expert-indifferent, {chosen['costly'].mean():.1%} costly mistakes, "
-            f"mean Q-gap {chosen['q_gap'].mean():.3f}; {chosen['frames'].notna().sum()} with frames"
+            f"mean Q-gap {chosen['q_gap'].mean():.3f}; {chosen['has_frames'].sum()} with frames (the larger points)"
         )
 
     def points(self) -> pd.DataFrame:
-        """The states as points: score_entropy, score_bald and the columns to colour by, answers as "yes" or "no"."""
+        """The states as points: score_entropy, score_bald and the columns to colour by, answers and actions by name."""
         points = self.states[[*dict.fromkeys(["score_entropy", "score_bald", *self.offered])]].copy()
-        for column in _ANSWERS:
-            points[column] = points[column].map({True: "yes", False: "no"}).astype(pd.CategoricalDtype([*_COLORS]))
+        for column in (*_ANSWERS, *_ACTIONS):
+            points[column] = pd.Categorical.from_codes(points[column].astype(int), pd.Index([*self.palette(column)]))
         return points
 
     def stacks(self) -> np.ndarray:
-        """Frames of up to 25 of the picked states (of all, when none is picked), uint8 (N, 4, 84, 84)."""
+        """Frames of the picked states (of all, when none is picked), the first 25 there are, uint8 (N, 4, 84, 84)."""
         states = self.states.iloc[list(self.picked)] if self.picked else self.states
-        frames = states["frames"].dropna().iloc[:_SHOWN]
-        return np.stack(frames.to_list()) if len(frames) else np.full((1, 4, 84, 84), 255, np.uint8)
+        return np.array(states["frames"].dropna().iloc[:_SHOWN].to_list(), np.uint8).reshape(-1, 4, 84, 84)
 
     def figure(self) -> Figure:
         """The points, and frames of picked states."""
         figure = figures.new_figure(12.0, 4.8)
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-        figures.draw_scatter(left, self.states, self.color)
+        figures.draw_scatter(left, self.points(), self.color, self.palette(self.color))
         left.set_title(f"{self.title()}: {self.kind} states", fontsize="medium")
-        right.imshow(mosaic(self.stacks(), 5)[-1], cmap="gray", vmin=0, vmax=255)
-        right.set_title("picked states" if self.picked else "some of them", fontsize="medium", loc="left")
+        if len(stacks := self.stacks()):
+            right.imshow(mosaic(stacks, 5)[-1], cmap="gray", vmin=0, vmax=255)
+        title = ("picked states" if self.picked else "some of them") if len(stacks) else _NO_FRAMES
+        right.set_title(title, fontsize="medium", loc="left")
         right.set_anchor("NW")
         right.axis("off")
         return figure
@@ -87,6 +102,7 @@ class ScatterView(RoundView):
         """Controls, the linked points and the frames."""
         color = self.column_control("Colour")
         motion = ipywidgets.Image(format="gif", layout={"max_width": "100%"}).add_class("aam-motion")
+        nothing = ipywidgets.Label(f"{_NO_FRAMES}: only the larger points have").add_class("aam-nothing")
 
         scatter = jscatter.Scatter(data=self.points(), x="score_entropy", y="score_bald", height=430)
         scatter.axes(True, grid=True, labels=["predictive entropy, total (nats)", "BALD, epistemic (nats)"])
@@ -97,8 +113,8 @@ class ScatterView(RoundView):
 
         def shade(points: pd.DataFrame, **once: Any) -> None:
             values = points[self.color]
-            if self.color in _ANSWERS:
-                scatter.color(by=self.color, map=[*_COLORS.values()], **once)
+            if palette := self.palette(self.color):
+                scatter.color(by=self.color, map=[*palette.values()], **once)
             else:
                 low, high = float(values.min()), float(values.quantile(0.99))
                 scatter.color(by=self.color, map="cividis", norm=(low, high if high > low else low + 1.0), **once)
@@ -108,13 +124,20 @@ class ScatterView(RoundView):
             scatter.selection([])
             scatter.x(scale=(0.0, float(points["score_entropy"].max())), **once)
             scatter.y(scale=(0.0, max(float(points["score_bald"].max()), 1e-6)), **once)
-            scatter.size(default=4 if len(points) <= 20_000 else 2, **once)  # many large points hide each other
+            sizes = [3, 7] if len(points) <= 20_000 else [2, 4]  # many large points hide each other
+            scatter.size(by="has_frames", map=sizes, **once)
             shade(points, **once)
             scatter.data(points)
             show_frames()
 
         def show_frames(_: Any = None) -> None:
-            motion.value = gif_bytes(self.stacks(), columns=5)
+            stacks = self.stacks()
+            for widget, shown in ((motion, len(stacks) > 0), (nothing, len(stacks) == 0)):
+                widget.layout.display = None if shown else "none"
+            if len(stacks):
+                motion.value = gif_bytes(stacks, columns=5)
+            if self.picked != tuple(scatter.widget.selection):  # set from code
+                scatter.selection(self.picked)
 
         scatter.widget.observe(lambda change: setattr(self, "picked", tuple(int(i) for i in change.new)), "selection")
         self.observe(show_points, ["run", "round", "kind"])
@@ -123,4 +146,4 @@ class ScatterView(RoundView):
         show_points()
         self._tell()
         view = ipywidgets.VBox([scatter.show()], layout={"width": "640px", "max_width": "100%"}).add_class("aam-points")
-        return ipywidgets.VBox([row(*self.round_controls(), color), self.readout_line(), row(view, motion)])
+        return ipywidgets.VBox([row(*self.round_controls(), color), self.readout_line(), row(view, motion, nothing)])

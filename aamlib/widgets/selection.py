@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from matplotlib.figure import Figure
 
 from aamlib import figures
 from aamlib.comparison import percent
-from aamlib.files import write_csv
+from aamlib.files import make_folder, write_csv
 from aamlib.games import action_names
 from aamlib.plots import gif_bytes, mosaic, write_gif
 from aamlib.runs import Run
@@ -38,8 +40,7 @@ STUDY_GIFS = (
 
 def gif_name(acquisition: str, query_fraction: float) -> str:
     """The study's name for the GIF of a selection, such as "train_AMN_BALD_perc_5.gif"."""
-    function = acquisition.replace(":", ".")
-    return f"train_AMN_{_STUDY_NAMES.get(function, function)}_perc_{query_fraction * 100:g}.gif"
+    return f"train_AMN_{_STUDY_NAMES.get(acquisition, acquisition)}_perc_{query_fraction * 100:g}.gif"
 
 
 def write_study_gifs(runs: dict[str, Run], folder: str | Path) -> list[str]:
@@ -51,6 +52,7 @@ def write_study_gifs(runs: dict[str, Run], folder: str | Path) -> list[str]:
     told = []
     for treatment in STUDY_GIFS:
         game, acquisition, fraction = treatment
+        name = gif_name(acquisition, fraction)
         found = {
             run.config["seed"]: name
             for name, run in runs.items()
@@ -58,9 +60,10 @@ def write_study_gifs(runs: dict[str, Run], folder: str | Path) -> list[str]:
         }
         if found:
             view = SelectionView(runs, found[min(found)], sort=f"score_{acquisition}", folder=Path(folder))
-            told.append(f"{view.export()[0]}: {len(view.shown)} states, {view.run}, round {view.round}")
+            gif, _ = view.export(name)
+            told.append(f"{gif}: {len(view.shown)} states, {view.run}, round {view.round}")
         else:
-            name, wanted = gif_name(acquisition, fraction), f"{game}, {acquisition} on {percent(fraction)}"
+            wanted = f"{game}, {acquisition} on {percent(fraction)}"
             told.append(f"{name} skipped: no run of {wanted} has recorded selections here.")
     return told
 
@@ -79,7 +82,7 @@ class SelectionView(RoundView):
 
     sort = traitlets.Unicode("score_bald")
     descending = traitlets.Bool(True)
-    gaps = traitlets.Tuple((0.0, float("inf")))
+    gaps = traitlets.Tuple((0.0, math.inf))
     percentiles = traitlets.Tuple((0, 100))
     agreement = traitlets.Enum(AGREEMENT, "all")
     position = traitlets.Int(0, min=0)
@@ -123,19 +126,31 @@ class SelectionView(RoundView):
             f"Q-gap {state['q_gap']:.3f}, regret {state['regret']:.3f}"
         )
 
-    def export(self) -> tuple[Path, Path]:
-        """Write the shown states as the study's GIF, and as CSV; returns both paths.
+    def export(self, name: str | None = None) -> tuple[Path, Path]:
+        """Write the shown states as a GIF like the study's, and as CSV; returns both paths.
 
-        Raises ValueError when nothing is shown, RunFolderError when they cannot be written.
+        `name` of the GIF; None: one that says what is shown, so that another selection never takes its place. Raises
+        ValueError when nothing is shown, RunFolderError when they cannot be written.
         """
-        shown, name = self.shown, gif_name(self.config["acquisition"], self.config["query_fraction"])
+        shown = self.shown
         if shown.empty:
             raise ValueError("no state passes the filters, so there is nothing to export; widen them.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        gif = write_gif(self.folder / name, np.stack(shown["frames"].to_list()))
+        make_folder(self.folder)
+        gif = write_gif(self.folder / (name or self.export_name()), np.stack(shown["frames"].to_list()))
         table = shown.drop(columns=["frames", "q_samples", "expert_q"]).assign(run=self.run, round=self.round)
         write_csv(gif.with_suffix(".csv"), table)
         return gif, gif.with_suffix(".csv")
+
+    def export_name(self) -> str:
+        """Run, round, kind, order and filters, as the name of a GIF."""
+        low, high = self.gaps
+        words = [
+            self.title(), self.kind, f"by {self.sort}", "" if self.descending else "ascending",
+            "" if (low, high) == (0, math.inf) else f"q_gap {low:.2f} to {high:.2f}",
+            "" if self.percentiles == (0, 100) else "percentile {} to {}".format(*self.percentiles),
+            "" if self.agreement == "all" else self.agreement,
+        ]  # fmt: skip
+        return re.sub(r"[^\w.=-]+", "-", " ".join(filter(None, words)).replace("%", "percent")) + ".gif"
 
     def grid(self, shown: pd.DataFrame) -> np.ndarray:
         """The newest frame of each shown state, in rows."""
@@ -184,9 +199,11 @@ class SelectionView(RoundView):
         grid = Picture(layout={"max_width": "640px"}).add_class("aam-grid")
         motion = ipywidgets.Image(format="gif", layout={"width": "252px", "height": "252px"}).add_class("aam-motion")
         policy, plot = ipywidgets.Image(layout={"max_width": "100%"}).add_class("aam-policy"), PolicyPlot(4.4, 3.2)
+        chosen = ipywidgets.VBox([motion, policy])
 
         def show_state(_: Any = None) -> None:
             shown = self.shown
+            chosen.layout.display = "none" if shown.empty else None
             if shown.empty:
                 grid.mark = [0.0] * 4
                 return
@@ -213,7 +230,16 @@ class SelectionView(RoundView):
             except (ValueError, RuntimeError) as problem:
                 saved.value = f"<span style='color: #b00020'>{problem}</span>"
 
-        gaps.observe(lambda change: setattr(self, "gaps", (change.new[0], _open_end(change.new[1], top))), "value")
+        def within_slider() -> tuple[float, ...]:
+            return tuple(np.clip(self.gaps, 0, top).tolist())
+
+        def slide(change: Any) -> None:
+            if change.new != within_slider():  # moved by hand
+                low, high = change.new
+                self.gaps = low, math.inf if high >= top else high
+
+        gaps.observe(slide, "value")
+        self.observe(lambda _: setattr(gaps, "value", within_slider()), "gaps")
         gaps.add_class("aam-gaps")
         grid.observe(pick, "clicked")
         save.on_click(export)
@@ -227,13 +253,9 @@ class SelectionView(RoundView):
                 row(gaps, percentiles, agreement, save),
                 saved,
                 self.readout_line(),
-                row(grid, ipywidgets.VBox([motion, policy])),
+                row(grid, chosen),
             ]
         )
-
-
-def _open_end(value: float, top: float) -> float:
-    return float("inf") if value >= top else value
 
 
 class SideBySide(View):
@@ -245,8 +267,8 @@ class SideBySide(View):
 
     def make_panel(self) -> ipywidgets.Widget:
         """Both panels, half the page each."""
-        for view in (self.left, self.right):
-            view.panel.layout.width = "50%"
+        for side, view in (("left", self.left), ("right", self.right)):
+            view.panel.add_class(f"aam-{side}").layout.width = "50%"
         return ipywidgets.HBox([self.left.panel, self.right.panel])
 
     def figure(self) -> Figure:
