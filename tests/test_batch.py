@@ -335,7 +335,9 @@ def test_a_killed_worker_and_a_restarted_scheduler_lose_nothing(cells, tmp_path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers._Dask, "wait", wait)
         summary = run_batch(grid, tmp_path / "out", scheduler=ADDRESS, threads=1)
-    assert len(ended) == 6
+    assert sum(outcome.state != "lost" for _, outcome in ended) == 6, (
+        "a kernel may die with its worker, and is tried again"
+    )
     for cell in grid:
         if "variation_ratio" in cell.name:
             assert summary.loc[cell.name, "state"] == "failed"
