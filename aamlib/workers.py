@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import queue
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -92,14 +93,17 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
 
 def _execute(cell: Cell, threads: int) -> Outcome:
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    sockets = tempfile.TemporaryDirectory(prefix="aamlib-", ignore_cleanup_errors=True)
 
     class Kernel(AsyncKernelManager):
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            if os.name == "posix":  # of kernels that start at once, two may choose the same TCP port, and wait in vain
+                self.transport, self.connection_file = "ipc", f"{sockets.name}/kernel.json"
             await super().start_kernel(**options, env=environment)
             _active[str(cell.run_dir)] = self.provisioner.process  # type: ignore[union-attr]
 
     try:
-        with closing(ensure_event_loop()):  # this thread's, in which papermill will run
+        with sockets, closing(ensure_event_loop()):  # this thread's, in which papermill will run
             papermill.execute_notebook(
                 cell.notebook,
                 cell.run_dir / "notebook.ipynb",
