@@ -81,11 +81,11 @@ class ExpertView(View):
         check_fits(expert, self.game, self.expert)
         if self.student and self.students[self.student].config["game"] != self.game:
             raise ConfigError(f"the student {self.student!r} does not play {self.game}; choose one that does, or none.")
-        student = load_student(self.students[self.student].dir) if self.student else None
-        self.actions = actions  # from here on nothing fails: the game before stays until there is another
-        self.recording = load_or_record_game(expert, self.game, steps=self.steps, epsilon=self.epsilon, seed=self.seed)
-        self.stacks = self.recording.stacks()
-        self.student_q = None if student is None else watch(student, self.recording)
+        recording = load_or_record_game(expert, self.game, steps=self.steps, epsilon=self.epsilon, seed=self.seed)
+        student_q = watch(load_student(self.students[self.student].dir), recording) if self.student else None
+        # All that can fail is done: until here the game before stands.
+        self.actions, self.recording, self.student_q = actions, recording, student_q
+        self.stacks = recording.stacks()
         self.__dict__.pop("colours", None)
         self.step = 0
         self.played += 1
