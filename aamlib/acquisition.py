@@ -45,7 +45,7 @@ def entropy(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None
     ValueError
         Another shape, or values that are not finite.
     """
-    return _total(_log_policies(logits, min_samples=1))
+    return _total(_log_policies(logits, min_samples=1).exp())
 
 
 def bald(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None) -> Float[Tensor, " N"]:
@@ -71,7 +71,9 @@ def bald(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = 
         Another shape, T < 2, or values that are not finite.
     """
     log_policies = _log_policies(logits, min_samples=2)
-    return (_total(log_policies) - _aleatoric(log_policies)).clamp_min(0)
+    policies = log_policies.exp()
+    negative_aleatoric = (policies * log_policies).sum(dim=(1, 2)) / logits.shape[1]
+    return (_total(policies) + negative_aleatoric).clamp_min(0)
 
 
 def variation_ratio(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None) -> Float[Tensor, " N"]:
@@ -145,12 +147,8 @@ def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Genera
     return shuffled[order[:query_size]]
 
 
-def _total(log_policies: Tensor) -> Tensor:
-    return torch.special.entr(log_policies.exp().mean(dim=2)).sum(dim=1)
-
-
-def _aleatoric(log_policies: Tensor) -> Tensor:
-    return -(log_policies.exp() * log_policies).sum(dim=1).mean(dim=1)
+def _total(policies: Tensor) -> Tensor:
+    return torch.special.entr(policies.mean(dim=2)).sum(dim=1)
 
 
 def _log_policies(logits: Tensor, min_samples: int) -> Tensor:

@@ -19,6 +19,7 @@ from aamlib.experts import fingerprint, label
 from aamlib.files import load_arrays, save_arrays
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN
 from aamlib.replay import FramePool
+from aamlib.trunks import packed_trunk
 
 _PROBE_SEED = 2_000_000
 _PROBE_GAMES = 40
@@ -58,10 +59,11 @@ def load_probes(folder: Path, expert: nn.Module, config: ExperimentConfig) -> di
 def probe_metrics(student: MCDropoutDQN, probes: dict[str, Probe], config: ExperimentConfig) -> dict[str, float]:
     """KL(expert || student) in nats, greedy agreement and regret on each probe set, dropout off."""
     student.eval()
+    trunk = packed_trunk(student)
     metrics = {}
     for name, probe in probes.items():
         with torch.no_grad():
-            batches = [student(states.to(config.device)).cpu() for states in probe.states.split(FORWARD_BATCH)]
+            batches = [student(states.to(config.device), trunk).cpu() for states in probe.states.split(FORWARD_BATCH)]
         student_q = torch.cat(batches)
         metrics[f"probe_{name}_kl"] = F.kl_div(
             torch.log_softmax(student_q / config.temperature, dim=1),
@@ -96,6 +98,7 @@ def record_selection(
     """
     n_states, n_stacks = config.recording
     functions = {**ACQUISITIONS, config.acquisition: find_acquisition(config.acquisition)}
+    trunk = packed_trunk(student)
     tables = []
     for kind, candidates in (("queried", queried), ("random", pool.ids())):
         drawn = candidates[torch.randperm(len(candidates), generator=generator)[:n_states]]
@@ -104,7 +107,7 @@ def record_selection(
         samples, expert_q = [], []
         for batch in ids.split(FORWARD_BATCH):
             states = pool.read(batch).to(config.device)
-            samples.append(student.q_samples(states, heads=heads).cpu())
+            samples.append(student.q_samples(states, heads=heads, trunk=trunk).cpu())
             expert_q.append(label(expert, states, config.device))
         q = torch.cat(samples)  # (N, T, A)
         logits = q / config.temperature

@@ -37,11 +37,11 @@ from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import check_fits, expert_path, fingerprint, label, load_expert
 from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
-from aamlib.int8 import Int8Trunk
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, clear_moments, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import COUNTERS, EVALUATIONS, METRICS, Run, open_run, read_starts, record_start, write_selection
 from aamlib.scoring import rough_trunk, score_pool, way_to_compute
+from aamlib.trunks import Int8Trunk, Trunk, packed_trunk
 
 
 def distill(config: ExperimentConfig, run_dir: str | Path, *, expert: nn.Module | None = None) -> Run:
@@ -140,11 +140,11 @@ class Distillation:
         self.round += 1
         torch.manual_seed(self.seed("dropout"))  # torch's own generator drops units while acting and training
         with self.timed("act"):
-            trunk = self.rough_trunk()
-            self.collect(self.config.round_steps, trunk)
+            rough = self.rough_trunk()
+            self.collect(self.config.round_steps, rough or packed_trunk(self.student))
         with self.timed("score"):
             heads = self.student.sample_heads(self.config.n_samples, self.generator("masks"))
-            queried = self.query(heads, trunk)
+            queried = self.query(heads, rough)
         with self.timed("label"):
             labels = self.ask(queried)
         with self.timed("diagnose"):
@@ -164,8 +164,8 @@ class Distillation:
         """What stands in for the student's trunk until its weights change, where a run may compute roughly."""
         return rough_trunk(self.student, self.pool, self.generator("calibration")) if self.use_int8 else None
 
-    def collect(self, steps: int, trunk: Int8Trunk | None = None) -> None:
-        """Let the student play epsilon-greedily, and add what it sees to the pool."""
+    def collect(self, steps: int, trunk: Trunk | None = None) -> None:
+        """Let the student play epsilon-greedily, and add what it sees to the pool. `trunk` stands in for its own."""
         self.student.train(self.config.acting_dropout)
         generator = self.generator("explore")
         for _ in range(steps // self.config.n_envs):
@@ -180,14 +180,14 @@ class Distillation:
             self.started = terminated | truncated
             self.agent_steps += self.config.n_envs
 
-    def query(self, heads: Float[Tensor, "T A F"], trunk: Int8Trunk | None = None) -> Int64[Tensor, " K"]:
+    def query(self, heads: Float[Tensor, "T A F"], rough: Trunk | None = None) -> Int64[Tensor, " K"]:
         """Score every state of the pool, unless all are wanted; return the ids of the most uncertain share."""
         ids = self.pool.ids()
         query_size = int(min(self.config.query_size(len(ids)), self.labels_left()))
         if query_size == len(ids):
             return ids
         generator = self.generator("acquisition")
-        scores = score_pool(self.student, self.pool, heads, query_size, self.config, generator, trunk)
+        scores = score_pool(self.student, self.pool, heads, query_size, self.config, generator, rough)
         return ids[choose(scores, query_size, self.generator("ties"))]
 
     def ask(self, queried: Int64[Tensor, " K"]) -> Float[Tensor, "K A"]:
@@ -211,7 +211,7 @@ class Distillation:
         for step, batch in enumerate(order.split(self.config.batch_size)):
             if step % 250 == 0:
                 clear_moments(self.optimiser)
-            states = self.pool.read(queried[batch]).to(self.config.device)
+            states = self.pool.read_blocks(queried[batch]).to(self.config.device)
             q = self.student(states)
             loss = F.cross_entropy(q / self.config.temperature, targets[batch], reduction="sum")
             self.optimiser.zero_grad()
@@ -228,8 +228,9 @@ class Distillation:
         if not due and not self.is_over:
             return None
         self.student.train(config.evaluation_dropout)
+        policy = functools.partial(self.student, trunk=packed_trunk(self.student))
         scores = evaluate(
-            self.student, config.game, config.evaluation_episodes, config.evaluation_epsilon, self.seed("evaluate"),
+            policy, config.game, config.evaluation_episodes, config.evaluation_epsilon, self.seed("evaluate"),
             max_frames=config.max_game_frames, device=config.device,
         )  # fmt: skip
         where = {"round": self.round, "agent_steps": self.agent_steps, "labels_used": self.labels_used}

@@ -1,6 +1,7 @@
 """Nature-DQN networks: the expert's, and the student's with MC dropout.
 
-Both map stacks of frames, uint8 (N, 4, 84, 84), to Q-values, float32 (N, A).
+Both map stacks of frames, uint8 (N, 4, 84, 84), to Q-values, float32 (N, A). They compute with a stack's 21 × 21
+*blocks* of 4 × 4 pixels (*space to depth*), and take these too, uint8 (N, 64, 21, 21), as the pool keeps them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,44 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STACK_SHAPE = (4, 84, 84)
+BLOCKS_SHAPE = (64, 21, 21)
 N_FEATURES = 512
-FORWARD_BATCH = 128  # states per forward pass: with more, memory is returned and asked for again at each pass
+FORWARD_BATCH = 256  # states per forward pass: with more, memory is returned and asked for again at each pass
+
+
+def space_to_depth(frames: UInt8[Tensor, "*N 84 84"]) -> UInt8[Tensor, "*N 441 16"]:
+    """Each frame's 21 × 21 blocks of 4 × 4 pixels."""
+    four_pixels = frames.contiguous().view(torch.int32).unflatten(-2, (21, 4))  # block, its row, block
+    return _copy(four_pixels.transpose(-1, -2)).view(torch.uint8).flatten(-3, -2)
+
+
+def depth_to_space(blocks: UInt8[Tensor, "*N 441 16"]) -> UInt8[Tensor, "*N 84 84"]:
+    """The frames that `space_to_depth` was given."""
+    four_pixels = blocks.contiguous().view(torch.int32).unflatten(-2, (21, 21))
+    return _copy(four_pixels.transpose(-1, -2)).view(torch.uint8).flatten(-3, -2)
+
+
+def stack_blocks(frames: UInt8[Tensor, "N 4 441 16"]) -> UInt8[Tensor, "N 64 21 21"]:
+    """Stacks of frames in blocks, each block as the 64 channels of one position; channels last in memory."""
+    by_position = _copy(frames.view(torch.complex128).squeeze(-1).transpose(1, 2))  # 16 bytes at a time
+    return by_position.view(torch.uint8).view(-1, 21, 21, 64).permute(0, 3, 1, 2)
+
+
+def _copy(x: Tensor) -> Tensor:
+    """In the order of its dimensions; `contiguous` leaves an empty tensor as it is, which can then not be viewed."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def as_blocks(states: UInt8[Tensor, "N C H W"]) -> UInt8[Tensor, "N 64 21 21"]:
+    """States in blocks, given as stacks of frames or so already. Raises ValueError for anything else."""
+    shape = states.shape[1:]
+    if states.dtype != torch.uint8 or shape not in (STACK_SHAPE, BLOCKS_SHAPE):
+        raise ValueError(f"states are {states.dtype} {tuple(states.shape)}; give uint8 stacks (N, 4, 84, 84).")
+    return states if shape == BLOCKS_SHAPE else stack_blocks(space_to_depth(states))
 
 
 class PixelConv2d(nn.Conv2d):
-    """The first convolution, 8×8 with stride 4, of uint8 stacks (N, 4, 84, 84) taken as pixels in [0, 1].
+    """The first convolution, 8×8 with stride 4, of uint8 stacks taken as pixels in [0, 1].
 
     It is computed as one of 2×2 blocks of 4×4 pixels: the same products, but with 64 input channels instead of 4, and
     the pixels are put in order while they are still bytes. On a CPU, that makes the whole trunk 1.1 times as fast.
@@ -29,22 +62,12 @@ class PixelConv2d(nn.Conv2d):
     def __init__(self, out_channels: int, *, bias: bool) -> None:
         super().__init__(4, out_channels, kernel_size=8, stride=4, bias=bias)
 
-    def forward(self, states: UInt8[Tensor, "N 4 84 84"]) -> Float[Tensor, "N C 20 20"]:
-        """Sums of products, channels last in memory."""
+    def forward(self, states: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N O 20 20"]:
+        """Sums of products of stacks (N, 4, 84, 84) or their blocks (N, 64, 21, 21), channels last in memory."""
         weight = (self.blocks_weight() / 255).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(self.blocks(states).to(weight.dtype), weight, self.bias)
+        return F.conv2d(as_blocks(states).to(weight.dtype), weight, self.bias)
 
-    @staticmethod
-    def blocks(states: UInt8[Tensor, "N 4 84 84"]) -> UInt8[Tensor, "N 64 21 21"]:
-        """The blocks of pixels, channels last in memory."""
-        n = len(states)
-        four_pixels = states.contiguous().view(torch.int32).view(n, 4, 21, 4, 21)  # frame, block, its row, block
-        blocks = torch.empty(n, 21, 21, 4, 4, dtype=torch.int32, device=states.device)
-        for frame in range(4):  # one copy of all takes twice as long
-            blocks[:, :, :, frame] = four_pixels[:, frame].transpose(2, 3)
-        return blocks.view(n, 21, 21, 16).view(torch.uint8).permute(0, 3, 1, 2)
-
-    def blocks_weight(self) -> Float[Tensor, "C 64 2 2"]:
+    def blocks_weight(self) -> Float[Tensor, "O 64 2 2"]:
         """The weights, put in the order of the blocks."""
         weight = self.weight.unflatten(3, (2, 4)).unflatten(2, (2, 4))  # channel, frame, block, row, block, pixel
         return weight.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
@@ -87,13 +110,11 @@ class NatureDQN(nn.Module):
                     nn.init.zeros_(layer.bias)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def features(self, states: UInt8[Tensor, "N 4 84 84"]) -> Float[Tensor, "N F"]:
+    def features(self, states: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
         """The hidden layer's output after its ReLU, float (N, 512). Raises ValueError for other states."""
-        if states.dtype != torch.uint8 or states.shape[1:] != STACK_SHAPE:
-            raise ValueError(f"states are {states.dtype} {tuple(states.shape)}; give uint8 stacks (N, 4, 84, 84).")
         return self.trunk(states)
 
-    def forward(self, states: UInt8[Tensor, "N 4 84 84"]) -> Float[Tensor, "N A"]:
+    def forward(self, states: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N A"]:
         """Q-values, float32 (N, A)."""
         return self.head(self.features(states)).float()
 
@@ -119,7 +140,7 @@ class MCDropoutDQN(NatureDQN):
         self.dropout = dropout
 
     def forward(
-        self, states: UInt8[Tensor, "N 4 84 84"], trunk: Callable[[Tensor], Tensor] | None = None
+        self, states: UInt8[Tensor, "N C H W"], trunk: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "N A"]:
         """Q-values, float32 (N, A); with dropout in training mode. `trunk` as for `q_samples`."""
         features = F.dropout((trunk or self.features)(states), self.dropout, self.training)
@@ -130,13 +151,13 @@ class MCDropoutDQN(NatureDQN):
 
         Dropping inputs of a linear layer is the same as zeroing their weights: T masked heads are one matrix product.
         """
-        weight = self.head.weight.detach()
-        kept = torch.rand(n_samples, 1, N_FEATURES, generator=generator).to(weight.device) >= self.dropout
-        return weight * kept / (1 - self.dropout)
+        weight = self.head.weight.detach()[:, None]
+        kept = torch.rand(n_samples, N_FEATURES, generator=generator).to(weight.device) >= self.dropout
+        return (weight * kept / (1 - self.dropout)).transpose(0, 1)  # in memory (A, T, 512), as q_samples takes them
 
     def q_samples(
         self,
-        states: UInt8[Tensor, "N 4 84 84"],
+        states: UInt8[Tensor, "N C H W"],
         n_samples: int = 10,
         *,
         heads: Float[Tensor, "T A F"] | None = None,
@@ -148,7 +169,7 @@ class MCDropoutDQN(NatureDQN):
         Parameters
         ----------
         states:
-            Stacks of frames, uint8 (N, 4, 84, 84).
+            Stacks of frames, uint8 (N, 4, 84, 84), or their blocks, (N, 64, 21, 21).
         n_samples:
             T, when `heads` is not given.
         heads:
@@ -156,14 +177,15 @@ class MCDropoutDQN(NatureDQN):
         generator:
             Source of the masks; torch's global one when None.
         trunk:
-            Maps the states to features (N, 512) in place of the student's own trunk, as an `Int8Trunk` does.
+            Maps the states to features (N, 512) in place of the student's own trunk, as those of `trunks` do.
         """
         with torch.no_grad():
             if heads is None:
                 heads = self.sample_heads(n_samples, generator)
             n_heads, n_actions, _ = heads.shape
-            q_values = F.linear((trunk or self.features)(states), heads.flatten(0, 1), self.head.bias.repeat(n_heads))
-            return q_values.float().view(-1, n_heads, n_actions)  # (N, T·A) -> (N, T, A)
+            weight, bias = heads.transpose(0, 1).flatten(0, 1), self.head.bias.repeat_interleave(n_heads)
+            q_values = F.linear((trunk or self.features)(states), weight, bias).float()  # (N, A·T)
+            return q_values.view(-1, n_actions, n_heads).transpose(1, 2)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The pool: the newest states, of which the expert may be asked.
 
 A state is a stack of four frames, but each step brings only one new frame. The pool is a ring of single frames per
-environment, and stacks are put together on read: 7 kB a state instead of 28.
+environment, and stacks are put together on read: 7 kB a state instead of 28. It keeps them in blocks (see `networks`):
+so a frame is put in the networks' order once, not for each stack that it is in, each time that one is read.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from aamlib.config import ConfigError
+from aamlib.networks import depth_to_space, space_to_depth, stack_blocks
 
 STACK = 4
-FRAME_SHAPE = (84, 84)
+BLOCKED_FRAME = (21 * 21, 4 * 4)
 
 
 class FramePool:
@@ -46,7 +48,7 @@ class FramePool:
         self.n_rows = self.steps_kept + STACK - 1  # the oldest state needs the three frames before it
         # One row per environment and ring position, and a last one that stays zero: what comes before a game's start.
         # NumPy's zeros take memory only as they are written to, torch's at once.
-        self.frames = torch.from_numpy(np.zeros((n_envs * self.n_rows + 1, *FRAME_SHAPE), np.uint8))
+        self.frames = torch.from_numpy(np.zeros((n_envs * self.n_rows + 1, *BLOCKED_FRAME), np.uint8))
         self.zero_row = n_envs * self.n_rows
         self.age = torch.zeros(n_envs, self.n_rows, dtype=torch.uint8)  # steps since the game's start, up to 3
         self.labels = torch.empty(n_envs, self.n_rows, 0)  # (E, rows, A) after the first; NaN: not asked about
@@ -63,7 +65,7 @@ class FramePool:
     def add(self, frames: UInt8[np.ndarray, "E 84 84"], started: Bool[np.ndarray, " E"]) -> None:
         """Add the newest frame of each environment; `started` marks those whose game began with it."""
         row = self.n_steps % self.n_rows
-        self._rows(row)[:] = torch.from_numpy(frames)
+        self._rows(row)[:] = space_to_depth(torch.from_numpy(frames))
         age = (self.age[:, row - 1] + 1).clamp_max(STACK - 1)
         self.age[:, row] = torch.where(torch.from_numpy(started), 0, age)
         self.labels[:, row] = torch.nan
@@ -71,11 +73,19 @@ class FramePool:
 
     def read(self, ids: Int64[Tensor, " N"]) -> UInt8[Tensor, "N 4 84 84"]:
         """The stacks of the states `ids`, oldest frame first. Raises IndexError for one that is not in the pool."""
+        return depth_to_space(self._frames_of(ids))
+
+    def read_blocks(self, ids: Int64[Tensor, " N"]) -> UInt8[Tensor, "N 64 21 21"]:
+        """The same in blocks, as networks take them too."""
+        return stack_blocks(self._frames_of(ids))
+
+    def _frames_of(self, ids: Tensor) -> Tensor:
+        """The frames of the states `ids`, (N, 4, 441, 16)."""
         env, row = self._locate(ids)
         back = torch.arange(STACK - 1, -1, -1)  # frames before the state's own: 3, 2, 1, 0
         rows = env[:, None] * self.n_rows + (row[:, None] - back) % self.n_rows  # (N, 4)
         rows[back > self.age[env, row][:, None]] = self.zero_row
-        return self.frames.index_select(0, rows.flatten()).view(-1, STACK, *FRAME_SHAPE)
+        return self.frames.index_select(0, rows.flatten()).view(-1, STACK, *BLOCKED_FRAME)
 
     def label(
         self, ids: Int64[Tensor, " N"], ask: Callable[[Int64[Tensor, " M"]], Float[Tensor, "M A"]]
@@ -100,7 +110,7 @@ class FramePool:
         rows = torch.arange(first_step, last_step) % self.n_rows
         return {
             "first_step": np.array(first_step),
-            "frames": np.stack([self._rows(int(row)).numpy() for row in rows]),  # (steps, E, 84, 84)
+            "frames": np.stack([depth_to_space(self._rows(int(row))).numpy() for row in rows]),  # (steps, E, 84, 84)
             "started": (self.age[:, rows] == 0).T.numpy(),  # (steps, E)
         }
 
@@ -113,8 +123,8 @@ class FramePool:
                 self.add(frames, started)
 
     def _rows(self, row: int) -> Tensor:
-        """The frames of all environments at one ring position, (E, 84, 84), as a view."""
-        return self.frames[:-1].view(self.n_envs, self.n_rows, *FRAME_SHAPE)[:, row]
+        """The frames of all environments at one ring position, (E, 441, 16), as a view."""
+        return self.frames[:-1].view(self.n_envs, self.n_rows, *BLOCKED_FRAME)[:, row]
 
     def _locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         last = self.n_steps * self.n_envs

@@ -1,7 +1,7 @@
 """Scores of a whole pool, else by far the most work of a round: mostly in eight-bit products, where these are fast.
 
 Those are rough, but only a state near the cut between asked and not asked can be put on the wrong side: states so near
-get their exact scores, so that nearly all that is asked about is what exact scores alone would choose.
+get their scores in float32, so that nearly all that is asked about is what these alone would choose.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from aamlib.acquisition import ACQUISITIONS, find_acquisition
 from aamlib.config import ExperimentConfig
-from aamlib.int8 import Int8Trunk, is_fast
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
+from aamlib.trunks import Int8Trunk, Trunk, int8_is_fast, packed_trunk
 
 ROUGH_FROM = 10_000  # states: in a smaller pool, the samples are too large a share
 _CALIBRATION = 512  # states
 _SAMPLE = 1_000
-_WORTH_IT = 0.6  # of the pool near the cut: with more, two scorings take longer than one
+_ROUGH_BATCH = 1024  # states per pass: four times as many bytes as so many floats
 
 
 def way_to_compute(config: ExperimentConfig, starts: list[dict[str, Any]]) -> tuple[str, bool]:
@@ -33,15 +33,15 @@ def way_to_compute(config: ExperimentConfig, starts: list[dict[str, Any]]) -> tu
     if config.precision != "auto":
         return config.precision, False
     if not starts:
-        return fastest_precision(config.device), is_fast(config.device)
-    return starts[-1]["precision"], starts[0].get("int8", False) and is_fast(config.device)
+        return fastest_precision(config.device), int8_is_fast(config.device)
+    return starts[-1]["precision"], starts[0].get("int8", False) and int8_is_fast(config.device)
 
 
 def rough_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generator) -> Int8Trunk | None:
     """The student's trunk in eight-bit products, its weights as they are now; None for a pool below `ROUGH_FROM`."""
     if len(pool) < ROUGH_FROM:
         return None
-    return Int8Trunk(student, pool.read(_draw(pool.ids(), _CALIBRATION, generator)))
+    return Int8Trunk(student, pool.read_blocks(_draw(pool.ids(), _CALIBRATION, generator)))
 
 
 def score_pool(
@@ -51,21 +51,20 @@ def score_pool(
     query_size: int,
     config: ExperimentConfig,
     generator: torch.Generator,
-    rough: Int8Trunk | None = None,
+    rough: Trunk | None = None,
 ) -> Float[Tensor, " N"]:
     """Scores of all states of the pool, in the order of its ids: those by which the `query_size` highest are chosen.
 
-    With the trunk `rough`, scores far from the cut are rough; unless those of a sample show that too many lie near it,
-    as variation ratio's few levels do for large shares.
+    With the trunk `rough`, scores far from the cut are rough, and the others are float32's whatever precision is set.
     """
     ids, acquisition = pool.ids(), find_acquisition(config.acquisition)
     if acquisition is ACQUISITIONS["random"]:  # it reads N alone: no passes are needed
         return acquisition(torch.empty(len(ids), 1, 1), generator=generator)
 
-    def score(positions: Int64[Tensor, " M"], trunk: Int8Trunk | None = None) -> Float[Tensor, " M"]:
+    def score(positions: Int64[Tensor, " M"], trunk: Trunk, batch_size: int = FORWARD_BATCH) -> Float[Tensor, " M"]:
         parts = []
-        for batch in ids[positions].split(FORWARD_BATCH):
-            q = student.q_samples(pool.read(batch).to(config.device), heads=heads, trunk=trunk)  # (N, T, A)
+        for batch in ids[positions].split(batch_size):
+            q = student.q_samples(pool.read_blocks(batch).to(config.device), heads=heads, trunk=trunk)  # (N, T, A)
             parts.append(acquisition(q / config.temperature, generator=generator).cpu())
             if parts[-1].shape != batch.shape:
                 raise ValueError(
@@ -74,15 +73,14 @@ def score_pool(
                 )
         return torch.cat(parts).double()
 
+    def exact(positions: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
+        with reduced_precision("float32", config.device):
+            return score(positions, packed_trunk(student))
+
     everything = torch.arange(len(ids))
     if rough is None:
-        return score(everything)
-    sample = _draw(everything, _SAMPLE, generator)
-    of_sample = max(1, round(query_size / len(ids) * len(sample)))
-    near = near_cut(score(sample, rough), lambda kept: score(sample[kept]), of_sample, generator)
-    if near.double().mean() > _WORTH_IT:
-        return score(everything)
-    return refine(score(everything, rough), score, query_size, generator)
+        return score(everything, packed_trunk(student))
+    return refine(score(everything, rough, _ROUGH_BATCH), exact, query_size, generator)
 
 
 def refine(
@@ -91,30 +89,19 @@ def refine(
     query_size: int,
     generator: torch.Generator,
 ) -> Float[Tensor, " N"]:
-    """Rough scores, but exact ones for the states near the cut, by which other states could be chosen.
-
-    `rough` is float (N,); `exact` maps positions, int64 (M,), to scores, float (M,); the `query_size` highest lie above
-    the cut; `generator` draws the sample.
-    """
-    near = torch.nonzero(near_cut(rough, exact, query_size, generator)).flatten()
-    return rough.index_copy(0, near, exact(near))
-
-
-def near_cut(
-    rough: Float[Tensor, " N"],
-    exact: Callable[[Int64[Tensor, " M"]], Float[Tensor, " M"]],
-    query_size: int,
-    generator: torch.Generator,
-) -> Bool[Tensor, " N"]:
-    """Which states are so near the cut that they could belong on its other side. Arguments as for `refine`.
+    """Rough scores, but exact ones for the states so near the cut that they could belong on its other side.
 
     How far rough scores are off is measured on a sample from around the cut: 99 % of it by no more than some margin.
+    `rough` is float (N,); `exact` maps positions, int64 (M,), to scores, float (M,); the `query_size` highest lie above
+    the cut; `generator` draws the sample.
     """
     order = rough.argsort(descending=True, stable=True)
     first, last = min(query_size // 2, query_size - _SAMPLE // 2), max(2 * query_size, query_size + _SAMPLE // 2)
     sample = _draw(order[max(0, first) : last], _SAMPLE, generator)
     margin = (exact(sample) - rough[sample]).abs().quantile(0.99) + 1e-6  # levels that are equal but for rounding
-    return ~((rough - rough[order[query_size - 1]]).abs() > margin)  # NaN is near: its state gets its exact score
+    is_far = (rough - rough[order[query_size - 1]]).abs() > margin  # NaN is not: its state gets its exact score
+    near = torch.nonzero(~is_far).flatten()
+    return rough.index_copy(0, near, exact(near))
 
 
 def _draw(positions: Int64[Tensor, " N"], size: int, generator: torch.Generator) -> Int64[Tensor, " M"]:

@@ -52,8 +52,9 @@ def lab(tmp_path_factory):
     notebooks.mkdir()
     for name in NAMES:
         source = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
-        exports = json.dumps(str(folder / "exports"))[1:-1]
-        (notebooks / f"{name}.ipynb").write_text(source.replace("exports = None", f"exports = '{exports}'"))
+        for parameter, path in (("exports", folder / "exports"), ("runs", ROOT / "data" / "sample")):
+            source = source.replace(f"{parameter} = None", f"{parameter} = '{json.dumps(str(path))[1:-1]}'")
+        (notebooks / f"{name}.ipynb").write_text(source)
     variables = {
         name: str(folder / name)
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",

@@ -1,10 +1,21 @@
 """The networks; above all that the fast dropout samples equal full forward passes under the same masks."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
-from aamlib.networks import MCDropoutDQN, NatureDQN, clear_moments, fastest_precision, reduced_precision
+from aamlib.networks import (
+    MCDropoutDQN,
+    NatureDQN,
+    as_blocks,
+    clear_moments,
+    depth_to_space,
+    fastest_precision,
+    reduced_precision,
+    space_to_depth,
+)
 
 DROPOUT = 0.3
 
@@ -57,6 +68,19 @@ def test_states_of_another_shape_are_refused(as_users, student, shape):
     for use in (student, student.q_samples, NatureDQN(6)):
         with pytest.raises(ValueError, match=r"give uint8 stacks \(N, 4, 84, 84\)"):
             use(wrong)
+
+
+def test_blocks_are_the_pixels_in_another_order(states):
+    assert torch.equal(depth_to_space(space_to_depth(states)), states)
+    blocks = as_blocks(states).reshape(5, 4, 4, 4, 21, 21)  # frame, row and column in the block, the block's
+    for frame, row, column in itertools.product(range(4), repeat=3):
+        assert torch.equal(blocks[:, frame, row, column], states[:, frame, row::4, column::4])
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_networks_take_blocks_as_they_take_stacks(states, normalise):
+    network = NatureDQN(6, normalise=normalise)
+    assert torch.equal(network(as_blocks(states)), network(states))
 
 
 # Dropout.

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from aamlib.atari import make_envs
 from aamlib.config import ConfigError
+from aamlib.networks import as_blocks
 from aamlib.replay import FramePool
 
 BLANK = np.zeros((84, 84), dtype=np.uint8)
@@ -48,6 +49,7 @@ def fill(pool, games, starts):
 def assert_reads(pool, seen, ids):
     expected = np.stack([seen[i] for i in ids.tolist()]) if len(ids) else np.empty((0, 4, 84, 84), np.uint8)
     np.testing.assert_array_equal(pool.read(ids).numpy(), expected)
+    assert torch.equal(pool.read_blocks(ids), as_blocks(pool.read(ids)))
 
 
 @given(scripts(), st.randoms(use_true_random=False))

@@ -7,15 +7,15 @@ import torch
 from scipy.stats import spearmanr
 
 import aamlib
-from aamlib import int8, scoring
+from aamlib import scoring
 from aamlib.acquisition import choose
 from aamlib.diagnosis import load_probes
-from aamlib.int8 import Int8Trunk
-from aamlib.networks import reduced_precision
+from aamlib.networks import as_blocks, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.scoring import refine, rough_trunk, score_pool
+from aamlib.trunks import Int8Trunk, int8_is_fast, packed_trunk
 
-needs_int8 = pytest.mark.skipif(not int8.is_fast(), reason="eight-bit products need a processor with VNNI.")
+needs_int8 = pytest.mark.skipif(not int8_is_fast(), reason="eight-bit products need a processor with VNNI.")
 QUERY_SIZE = 200
 
 
@@ -35,8 +35,8 @@ class Pool(FramePool):
     def ids(self):
         return torch.arange(len(self.states))
 
-    def read(self, ids):
-        return self.states[ids]
+    def read_blocks(self, ids):
+        return as_blocks(self.states[ids])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def reduced(request, student, pool, heads):
     if request.param == "int8":
         return request.param, logits(student, pool, heads, Int8Trunk(student, pool.states[::8]))
     with reduced_precision("bfloat16"):
-        return request.param, logits(student, pool, heads)
+        return request.param, logits(student, pool, heads, packed_trunk(student))
 
 
 def chosen(scores, query_size=QUERY_SIZE):
@@ -137,7 +137,7 @@ def test_the_student_acts_in_int8_as_in_float32(student, pool, monkeypatch):
 
 def test_chance_looks_at_nothing(student, pool, heads, monkeypatch):
     """Scores as pure chance would give them, and not one pass of the student over the pool."""
-    monkeypatch.setattr(Pool, "read", lambda *_: pytest.fail("states were read"))
+    monkeypatch.setattr(Pool, "read_blocks", lambda *_: pytest.fail("states were read"))
     config = aamlib.ExperimentConfig(acquisition="random")
     scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1))
     assert scores.shape == (len(pool.states),)
@@ -171,39 +171,6 @@ def test_scores_that_differ_at_every_call_are_all_taken_from_the_exact_ones():
     assert len(chosen(refined, 2_000) & chosen(exact, 2_000)) >= 0.98 * 2_000
 
 
-@needs_int8
-def test_features_in_int8_are_near(student, pool):
-    states = pool.states[::40]
-    trunk = Int8Trunk(student, pool.states[::8])
-    with torch.no_grad():
-        features = student.features(states)
-    assert trunk(states).shape == features.shape
-    assert trunk(states).dtype == torch.float32
-    assert (trunk(states) - features).norm() < 0.05 * features.norm()
-    assert not torch.equal(trunk(states), features)
-
-
-@needs_int8
-def test_int8_is_the_same_within_another_precision(student, pool):
-    states = pool.states[::8]
-    with reduced_precision("bfloat16"):
-        within = Int8Trunk(student, states)(states)
-    assert torch.equal(within, Int8Trunk(student, states)(states))
-
-
-@needs_int8
-def test_int8_serves_networks_with_dead_units_and_biases():
-    torch.manual_seed(0)
-    network = aamlib.NatureDQN(4, conv_bias=True)
-    with torch.no_grad():
-        for layer in (network.trunk[0], network.trunk[3], network.trunk[10]):
-            layer.weight[:5] = 0
-            layer.bias[:] = 0.1 * torch.randn_like(layer.bias)
-        states = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=seeded(0))
-        features = network.features(states)
-    assert (Int8Trunk(network, states)(states) - features).norm() < 0.05 * features.norm()
-
-
 @pytest.mark.slow
 def test_a_run_records_how_it_computed(with_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "ROUGH_FROM", 150)
@@ -219,7 +186,7 @@ def test_a_run_records_how_it_computed(with_settings, tmp_path, monkeypatch):
             return super().__call__(states)
 
     monkeypatch.setattr(scoring, "Int8Trunk", CountedTrunk)
-    for precision, expected in (("float32", False), ("auto", int8.is_fast())):
+    for precision, expected in (("float32", False), ("auto", int8_is_fast())):
         run = aamlib.distill(with_settings(precision=precision, total_steps=480), tmp_path / precision)
         assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [expected]
         assert len(trunks) == 2 * expected, "one in each round"
@@ -244,7 +211,7 @@ def test_the_same_seed_gives_the_same_run_in_int8(with_settings, tmp_path, monke
 def test_a_run_keeps_its_way_of_computing_where_it_can(with_settings, tmp_path, monkeypatch, first):
     for fast, total_steps in ((first, 320), (True, 480)):
         with monkeypatch.context() as patch:
-            patch.setattr(scoring, "is_fast", lambda _, fast=fast: fast)
+            patch.setattr(scoring, "int8_is_fast", lambda _, fast=fast: fast)
             run = aamlib.distill(with_settings(precision="auto", total_steps=total_steps), tmp_path / "run")
     assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [first, first]
 
@@ -253,7 +220,7 @@ def test_a_run_keeps_its_way_of_computing_where_it_can(with_settings, tmp_path, 
     ("auto", True, ("bfloat16", True)), ("auto", False, ("bfloat16", False)), ("float32", True, ("float32", False)),
 ])  # fmt: skip
 def test_a_run_that_went_on_elsewhere_without_int8_takes_it_up_again(monkeypatch, precision, fast, expected):
-    monkeypatch.setattr(scoring, "is_fast", lambda _: fast)
+    monkeypatch.setattr(scoring, "int8_is_fast", lambda _: fast)
     starts = [{"precision": "bfloat16", "int8": True}, {"precision": "bfloat16", "int8": False}]
     assert scoring.way_to_compute(aamlib.ExperimentConfig(precision=precision), starts) == expected
 
@@ -277,9 +244,3 @@ def test_scores_that_are_not_finite_are_not_hidden():
     rough[7] = torch.nan
     with pytest.raises(ValueError, match="1 of 20000 scores are not finite"):
         choose(refine(rough, lambda positions: rough[positions], 2_000, seeded(2)), 2_000, seeded(0))
-
-
-@needs_int8
-def test_int8_refuses_a_network_with_normalisation(pool):
-    with pytest.raises(ValueError, match="normalises its layers"):
-        Int8Trunk(aamlib.NatureDQN(6, normalise=True), pool.states[:8])

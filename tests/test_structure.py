@@ -14,7 +14,7 @@ ORDER = [
     "files",
     "config",
     "networks",
-    "int8",
+    "trunks",
     "acquisition",
     "replay",
     "scoring",

@@ -1,0 +1,129 @@
+"""The trunks made ready for many states: as the network's own, exactly or nearly."""
+
+import pytest
+import torch
+
+import aamlib
+from aamlib import trunks
+from aamlib.diagnosis import load_probes
+from aamlib.networks import NatureDQN, as_blocks, reduced_precision
+from aamlib.trunks import Int8Trunk, PackedTrunk, int8_is_fast, packed_trunk
+
+needs_int8 = pytest.mark.skipif(not int8_is_fast(), reason="eight-bit products need a processor with VNNI.")
+
+
+@pytest.fixture(scope="module")
+def student():
+    return aamlib.load_student(aamlib.DATA_DIR / "sample" / "pong-bald")
+
+
+@pytest.fixture(scope="module")
+def states():
+    """Of the expert's games and of random play."""
+    probes = load_probes(aamlib.DATA_DIR / "experts", aamlib.load_expert("pong"), aamlib.ExperimentConfig())
+    return torch.cat([probe.states for probe in probes.values()])[::8]
+
+
+@pytest.fixture
+def unusual():
+    """A network with dead units and with biases."""
+    torch.manual_seed(0)
+    network = NatureDQN(4, conv_bias=True)
+    with torch.no_grad():
+        for layer in (network.trunk[0], network.trunk[3], network.trunk[10]):
+            layer.weight[:5] = 0
+            layer.bias[:] = 0.1 * torch.randn_like(layer.bias)
+    return network
+
+
+def features(network, states):
+    with torch.no_grad():
+        return network.features(states)
+
+
+@pytest.mark.parametrize("n_states", [0, 1, 5, 40, 500])
+def test_packed_is_exact(student, states, n_states):
+    trunk = packed_trunk(student)
+    expected = features(student, states[:n_states])
+    for given in (states[:n_states], as_blocks(states[:n_states])):
+        torch.testing.assert_close(trunk(given), expected, rtol=1e-4, atol=1e-5)
+    assert not trunk(states[:n_states]).requires_grad
+
+
+def test_packed_takes_biases_and_dead_units(unusual, states):
+    torch.testing.assert_close(packed_trunk(unusual)(states), features(unusual, states), rtol=1e-4, atol=1e-5)
+
+
+def test_packed_computes_in_the_precision_that_it_is_made_in(student, states):
+    exact = features(student, states)
+    with reduced_precision("bfloat16"):
+        trunk = packed_trunk(student)
+        assert trunk(states).dtype == features(student, states).dtype == torch.bfloat16
+        plain_error = (features(student, states) - exact).norm()
+    error = (trunk(states) - exact).norm()
+    assert 0 < error < 1.5 * plain_error
+    assert error < 0.03 * exact.norm()
+
+
+def test_packed_keeps_the_weights_as_they_were(unusual, states):
+    trunk, before = packed_trunk(unusual), features(unusual, states)
+    with torch.no_grad():
+        for weight in unusual.parameters():
+            weight.mul_(2)
+    torch.testing.assert_close(trunk(states), before, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_refuses_other_states(as_users, student):
+    with pytest.raises(ValueError, match=r"give uint8 stacks \(N, 4, 84, 84\)"):
+        packed_trunk(student)(torch.zeros(2, 4, 80, 80, dtype=torch.uint8))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN.")
+def test_packed_is_what_this_machine_uses(student):
+    assert isinstance(packed_trunk(student), PackedTrunk)
+
+
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError])
+def test_where_torch_cannot_pack_the_network_computes_itself(student, states, monkeypatch, error):
+    def refuse(*_):
+        raise error("no such operator")
+
+    monkeypatch.setattr(trunks, "PackedTrunk", refuse)
+    assert torch.equal(packed_trunk(student)(states), student.features(states))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN.")
+def test_a_network_elsewhere_computes_itself(student):
+    network = NatureDQN(6).to("meta")
+    assert packed_trunk(network) == network.features
+
+
+@needs_int8
+def test_features_in_int8_are_near(student, states):
+    trunk, exact = Int8Trunk(student, states), features(student, states)
+    assert trunk(states).shape == exact.shape
+    assert trunk(states).dtype == torch.float32
+    assert (trunk(states) - exact).norm() < 0.05 * exact.norm()
+    assert not torch.equal(trunk(states), exact)
+    assert torch.equal(trunk(states), trunk(as_blocks(states)))
+
+
+@needs_int8
+def test_int8_is_the_same_within_another_precision(student, states):
+    with reduced_precision("bfloat16"):
+        within = Int8Trunk(student, states)(states)
+    assert torch.equal(within, Int8Trunk(student, states)(states))
+
+
+@needs_int8
+def test_int8_takes_biases_and_dead_units(unusual):
+    states = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exact = features(unusual, states)
+    assert (Int8Trunk(unusual, states)(states) - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("make", [PackedTrunk, pytest.param(Int8Trunk, marks=needs_int8)])
+def test_a_network_with_normalisation_is_refused(states, make):
+    given = (states[:8],) if make is Int8Trunk else ()
+    with pytest.raises(ValueError, match="normalises its layers"):
+        make(NatureDQN(6, normalise=True), *given)
