@@ -10,7 +10,7 @@ arXiv:1906.04721).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class PackedTrunk:
         reduced = torch.is_autocast_enabled("cpu")
         self.dtype = torch.get_autocast_dtype("cpu") if reduced else torch.float32
         with torch.no_grad():
-            *convolutions, (hidden, weight) = _layers(network)
+            convolutions, (hidden, weight) = _layers(network)
             self.convolutions = [_Convolution(module, weight.to(self.dtype)) for module, weight in convolutions]
             self.weight, self.bias = weight.to(self.dtype), hidden.bias.to(self.dtype, copy=True)
 
@@ -111,7 +111,8 @@ class Int8Trunk:
         exact = rough = as_blocks(states)
         scales = torch.tensor([1 / 255])  # of each input channel: what 1 stands for
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for module, weight in _layers(network):
+            convolutions, hidden = _layers(network)
+            for module, weight in (*convolutions, hidden):
                 if is_last := isinstance(module, nn.Linear):
                     exact, rough = exact.flatten(1), _flatten(rough)
                 exact = module(exact)
@@ -169,18 +170,15 @@ class _ByteLayer:
         )  # fmt: skip
 
 
-def _layers(network: NatureDQN) -> Iterator[tuple[nn.Module, Tensor]]:
+def _layers(network: NatureDQN) -> tuple[list[tuple[nn.Conv2d, Tensor]], tuple[nn.Linear, Tensor]]:
     """The trunk's convolutions and its hidden layer, each with its weight, whose inputs' channels come last."""
     if any(isinstance(module, nn.GroupNorm) for module in network.trunk):
         raise ValueError("the network normalises its layers' outputs, as experts do; give a student.")
-    for module in network.trunk:
-        if isinstance(module, PixelConv2d):
-            yield module, module.blocks_weight()
-        elif isinstance(module, nn.Conv2d):
-            yield module, module.weight
-            channels = module.out_channels
-        elif isinstance(module, nn.Linear):
-            yield module, module.weight.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1)
+    modules = [module for module in network.trunk if isinstance(module, nn.Conv2d)]
+    weights = [module.blocks_weight() if isinstance(module, PixelConv2d) else module.weight for module in modules]
+    (hidden,) = (module for module in network.trunk if isinstance(module, nn.Linear))
+    by_position = hidden.weight.unflatten(1, (modules[-1].out_channels, -1)).transpose(1, 2).flatten(1)
+    return list(zip(modules, weights, strict=True)), (hidden, by_position)
 
 
 def _strides(module: nn.Conv2d) -> list[int]:

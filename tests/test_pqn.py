@@ -13,15 +13,21 @@ from aamlib import pqn
 from aamlib.pqn import PQNConfig, Training, _Rollout
 
 
-def test_q_lambda_returns_equal_the_recursion_written_out():
-    config = PQNConfig(n_envs=3, rollout_steps=5, gamma=0.9, td_lambda=0.6)
+@pytest.mark.parametrize("bootstrap", ["greedy", "expected"])
+def test_q_lambda_returns_equal_the_recursion_written_out(tmp_path, bootstrap):
+    config = PQNConfig(
+        n_envs=3, rollout_steps=5, gamma=0.9, td_lambda=0.6, bootstrap=bootstrap, epsilon_initial=0.2,
+        epsilon_final=0.2, precision="float32",
+    )  # fmt: skip
+    worth = {"greedy": lambda q: q.max(), "expected": lambda q: 0.8 * q.max() + 0.2 * q.mean()}[bootstrap]
+    training = Training(config, tmp_path)
     rng = np.random.default_rng(0)
     rewards, q_values = rng.normal(size=(5, 3)), rng.normal(size=(6, 3, 4)).astype(np.float32)
     ended = rng.random((5, 3)) < 0.3
     rollout = _Rollout(config)
     for t in range(5):
-        rollout.record(t, rng.integers(0, 4, 3), rewards[t], ended[t], torch.from_numpy(q_values[t]))
-    _, _, targets = rollout.batch(torch.from_numpy(q_values[5]))
+        rollout.record(t, rng.integers(0, 4, 3), rewards[t], ended[t], training.values(torch.from_numpy(q_values[t])))
+    _, _, targets = rollout.batch(training.values(torch.from_numpy(q_values[5])))
 
     for env in range(3):
         for t in range(5):
@@ -30,7 +36,7 @@ def test_q_lambda_returns_equal_the_recursion_written_out():
             for k in range(t, 5):
                 rewards_so_far += discount * rewards[k, env]
                 discount *= 0.9 * (1 - ended[k, env])
-                n_step = rewards_so_far + discount * q_values[k + 1, env].max()
+                n_step = rewards_so_far + discount * worth(q_values[k + 1, env])
                 last = k == 4 or ended[k, env]
                 expected += weight * (1.0 if last else 0.4) * n_step
                 weight *= 0.6

@@ -58,6 +58,8 @@ def test_packed_computes_in_the_precision_that_it_is_made_in(student, states):
     exact = features(student, states)
     with reduced_precision("bfloat16"):
         trunk = packed_trunk(student)
+        if not isinstance(trunk, PackedTrunk):
+            pytest.skip("this processor has no instructions for bfloat16, and oneDNN packs none.")
         assert trunk(states).dtype == features(student, states).dtype == torch.bfloat16
         plain_error = (features(student, states) - exact).norm()
     error = (trunk(states) - exact).norm()
