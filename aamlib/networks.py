@@ -7,6 +7,8 @@ Both map stacks of frames, uint8 (N, 4, 84, 84), to Q-values, float32 (N, A). Th
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,6 +21,7 @@ STACK_SHAPE = (4, 84, 84)
 BLOCKS_SHAPE = (64, 21, 21)
 N_FEATURES = 512
 FORWARD_BATCH = 256  # states per forward pass: with more, memory is returned and asked for again at each pass
+_TRIAL_BATCH = 64  # to see what is faster: a processor without bfloat16 takes several milliseconds a state in it
 
 
 def space_to_depth(frames: UInt8[Tensor, "*N 84 84"]) -> UInt8[Tensor, "*N 441 16"]:
@@ -209,19 +212,28 @@ def clear_moments(optimiser: torch.optim.Optimizer) -> None:
             state[name].copy_(F.hardshrink(state[name], 1e-20))
 
 
+@functools.cache
 def fastest_precision(device: str = "cpu") -> str:
     """The precision, "bfloat16" or "float32", that runs the trunk faster here, measured in a fraction of a second.
 
     Some processors gain more than twice from bfloat16; on others, even with instructions for it, float32 is faster.
     """
     network = NatureDQN(n_actions=6).to(device)
-    states = torch.zeros(FORWARD_BATCH, *STACK_SHAPE, dtype=torch.uint8, device=device)
-    seconds = dict.fromkeys(("float32", "bfloat16"), float("inf"))
-    with torch.no_grad():
-        for _ in range(4):  # interleaved, best of each: other load on the machine hits both
-            for precision in seconds:
-                with reduced_precision(precision, device):
-                    start = time.perf_counter()
-                    network(states).sum().item()
-                    seconds[precision] = min(seconds[precision], time.perf_counter() - start)
-    return min(seconds, key=lambda precision: seconds[precision])
+    states = torch.zeros(_TRIAL_BATCH, *STACK_SHAPE, dtype=torch.uint8, device=device)
+
+    def run(precision: str) -> None:
+        with torch.no_grad(), reduced_precision(precision, device):
+            network(states).sum().item()
+
+    return fastest({precision: functools.partial(run, precision) for precision in ("float32", "bfloat16")})
+
+
+def fastest(ways: dict[str, Callable[[], object]]) -> str:
+    """The name of the call that takes the least time: the best of a few each, in turn, as other load hits all."""
+    seconds = dict.fromkeys(ways, math.inf)
+    for _ in range(3):
+        for name, call in ways.items():
+            start = time.perf_counter()
+            call()
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return min(seconds, key=lambda name: seconds[name])

@@ -1,16 +1,16 @@
 """The student's trunk made ready for many states: weights packed once, ReLUs within the products, and no gradient.
 
-`PackedTrunk` is exact. `Int8Trunk` is faster still, where a CPU has instructions for bytes (AVX-512 VNNI), but rough:
-frames are bytes as they are; weights and the outputs of the layers between are rounded to 8 bits. So that this shifts
-less, the outputs' channels are brought nearer to one range, at the cost of the weights' (as in SmoothQuant, Xiao et al.
-2022, arXiv:2211.10438), and what it shifts on average is added back (bias correction, Nagel et al. 2019,
-arXiv:1906.04721).
+`PackedTrunk` is exact. `Int8Trunk` is about twice as fast on most CPUs, but rough: frames are bytes as they are;
+weights and the outputs of the layers between are rounded to 8 bits, a little more coarsely where the CPU has no AVX-512
+VNNI. So that this shifts less, the outputs' channels are brought nearer to one range, at the cost of the weights' (as
+in SmoothQuant, Xiao et al. 2022, arXiv:2211.10438), and what it shifts on average is added back (bias correction, Nagel
+et al. 2019, arXiv:1906.04721).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,17 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aamlib.networks import STACK_SHAPE, NatureDQN, PixelConv2d, as_blocks
+from aamlib.networks import (
+    BLOCKS_SHAPE,
+    FORWARD_BATCH,
+    STACK_SHAPE,
+    NatureDQN,
+    PixelConv2d,
+    as_blocks,
+    fastest,
+    fastest_precision,
+    reduced_precision,
+)
 
 Trunk = Callable[[UInt8[Tensor, "N C H W"]], Float[Tensor, "N F"]]
 
@@ -49,7 +59,11 @@ class PackedTrunk:
         self.dtype = torch.get_autocast_dtype("cpu") if reduced else torch.float32
         with torch.no_grad():
             convolutions, (hidden, weight) = _layers(network)
-            self.convolutions = [_Convolution(module, weight.to(self.dtype)) for module, weight in convolutions]
+            x = torch.zeros(1, *BLOCKS_SHAPE, dtype=self.dtype)
+            self.convolutions = []
+            for module, kernel in convolutions:
+                self.convolutions.append(_Convolution(module, kernel.to(self.dtype), x.shape))
+                x = self.convolutions[-1](x)
             self.weight, self.bias = weight.to(self.dtype), hidden.bias.to(self.dtype, copy=True)
 
     def __call__(self, states: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
@@ -62,15 +76,18 @@ class PackedTrunk:
 
 
 class _Convolution:
-    """A convolution and its ReLU in one."""
+    """A convolution and its ReLU in one.
 
-    def __init__(self, module: nn.Conv2d, weight: Tensor) -> None:
+    Packed for another shape of input than it is given, the weights would be put in order anew at each call.
+    """
+
+    def __init__(self, module: nn.Conv2d, weight: Tensor, input_shape: Sequence[int]) -> None:
         self.geometry = [0, 0], _strides(module), [1, 1], 1  # padding, stride, dilation, groups
         self.bias = None if module.bias is None else module.bias.to(weight.dtype, copy=True)
         if isinstance(module, PixelConv2d):
             weight = weight / 255
         weight = weight.contiguous(memory_format=torch.channels_last)
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, None)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, list(input_shape))
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, "relu", [], "")
@@ -78,16 +95,17 @@ class _Convolution:
 
 @functools.cache
 def int8_is_fast(device: str = "cpu") -> bool:
-    """Whether products of bytes are fast here: on a CPU with AVX-512 VNNI."""
+    """Whether `Int8Trunk` is faster here than a trunk in any other precision, measured in a fraction of a second."""
     if torch.device(device).type != "cpu":
         return False
-    try:  # what tells it, and the products themselves, are no public parts of torch
-        if not torch.cpu._is_vnni_supported():
+    network, states = NatureDQN(1), torch.zeros(FORWARD_BATCH, *STACK_SHAPE, dtype=torch.uint8)
+    with reduced_precision(fastest_precision()):
+        exact = packed_trunk(network)
+        try:  # products of bytes are no public part of torch
+            rough = Int8Trunk(network, states[:2])
+        except (AttributeError, RuntimeError, TypeError):
             return False
-        Int8Trunk(NatureDQN(1), torch.zeros(2, *STACK_SHAPE, dtype=torch.uint8))
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    return True
+        return fastest({"exact": lambda: exact(states), "rough": lambda: rough(states)}) == "rough"
 
 
 class Int8Trunk:
@@ -107,7 +125,7 @@ class Int8Trunk:
     """
 
     def __init__(self, network: NatureDQN, states: UInt8[Tensor, "N C H W"]) -> None:
-        self.layers: list[_ByteLayer] = []
+        self.layers: list[ByteLayer] = []
         exact = rough = as_blocks(states)
         scales = torch.tensor([1 / 255])  # of each input channel: what 1 stands for
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -118,7 +136,7 @@ class Int8Trunk:
                 exact = module(exact)
                 outputs = exact.transpose(0, 1).flatten(1)  # (C, values)
                 output_scales = torch.ones(len(outputs)) if is_last else _scales(outputs)
-                layer = _ByteLayer(module, weight, scales, output_scales)
+                layer = ByteLayer(module, weight, scales, output_scales)
                 products = layer(rough, torch.float32, "none").transpose(0, 1).flatten(1)
                 layer.bias = (outputs / output_scales[:, None] - products).mean(dim=1)
                 exact, rough, scales = exact.relu_(), layer(rough), output_scales
@@ -140,14 +158,28 @@ def _scales(outputs: Float[Tensor, "C M"]) -> Float[Tensor, " C"]:
     return peaks.clamp_min(1e-3 * highest) ** _EQUALISED * highest ** (1 - _EQUALISED) / 255
 
 
-class _ByteLayer:
-    """A convolution or linear layer from bytes to bytes, which stand for multiples of their channel's scale."""
+class ByteLayer:
+    """A convolution or linear layer from bytes to bytes, which stand for multiples of their channel's scale.
+
+    Parameters
+    ----------
+    module:
+        Tells the kind and the stride.
+    weight:
+        float (O, I, ...), used in place of the module's; I is even.
+    scales, output_scales:
+        What a byte's 1 stands for in the channels of what comes in, float (C,), I being a multiple of C, and out, (O,).
+    """
 
     def __init__(self, module: nn.Module, weight: Tensor, scales: Tensor, output_scales: Tensor) -> None:
         kernel = [1] * (weight.dim() - 2)
         weight = weight * scales.repeat(weight.shape[1] // len(scales)).view(1, -1, *kernel)
         weight = weight / output_scales.view(-1, 1, *kernel)  # from bytes to bytes
-        self.weight_scale = weight.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / 127  # one per output channel
+        largest = weight.flatten(1).abs().amax(dim=1)
+        if not torch.cpu._is_vnni_supported():  # two inputs' products are added in 16 bits: ±127 · 255 is the most
+            pairs = torch.stack([weight, -weight]).clamp_min(0).unflatten(2, (-1, 2)).sum(dim=3)
+            largest = torch.maximum(largest, pairs.transpose(0, 1).flatten(1).amax(dim=1))
+        self.weight_scale = largest.clamp_min(1e-12) / 127  # one per output channel
         rounded = (weight / self.weight_scale.view(-1, 1, *kernel)).round().to(torch.int8).contiguous()
         self.bias: Tensor | None = None  # of the products, in multiples of the output's scales
         self.zero_points = torch.zeros(len(weight), dtype=torch.int32)
@@ -164,6 +196,7 @@ class _ByteLayer:
     def __call__(
         self, x: UInt8[Tensor, "N ..."], output: torch.dtype = torch.uint8, activation: str = "relu"
     ) -> Tensor:
+        """The outputs of `x`, which has its channels last in memory: (N, O, ...), as bytes or float32."""
         return self.product(
             x, 1.0, 0, self.weight, self.weight_scale, self.zero_points, self.bias, *self.geometry,
             1.0, 0, output, activation, [], "",

@@ -15,7 +15,7 @@ from aamlib.replay import FramePool
 from aamlib.scoring import refine, rough_trunk, score_pool
 from aamlib.trunks import Int8Trunk, int8_is_fast, packed_trunk
 
-needs_int8 = pytest.mark.skipif(not int8_is_fast(), reason="eight-bit products need a processor with VNNI.")
+needs_int8 = pytest.mark.skipif(not int8_is_fast(), reason="eight-bit products are no faster here.")
 QUERY_SIZE = 200
 
 

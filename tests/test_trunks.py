@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
 
 import aamlib
 from aamlib import trunks
 from aamlib.diagnosis import load_probes
 from aamlib.networks import NatureDQN, as_blocks, reduced_precision
-from aamlib.trunks import Int8Trunk, PackedTrunk, int8_is_fast, packed_trunk
+from aamlib.trunks import ByteLayer, Int8Trunk, PackedTrunk, int8_is_fast, packed_trunk
 
-needs_int8 = pytest.mark.skipif(not int8_is_fast(), reason="eight-bit products need a processor with VNNI.")
+needs_int8 = pytest.mark.skipif(not int8_is_fast(), reason="eight-bit products are no faster here.")
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,21 @@ def test_int8_takes_biases_and_dead_units(unusual):
     states = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     exact = features(unusual, states)
     assert (Int8Trunk(unusual, states)(states) - exact).norm() < 0.05 * exact.norm()
+
+
+@needs_int8
+@pytest.mark.parametrize("pattern", [[1, 1], [1, 0], [0, 1, 1, 0], [-1, -1], [1, -1]])
+@pytest.mark.parametrize(("module", "kernel"), [(nn.Linear(64, 32), []), (nn.Conv2d(64, 32, 3), [3, 3])])
+def test_products_of_bytes_do_not_overflow(pattern, module, kernel):
+    """Without VNNI two products are added in 16 bits: the largest are of white pixels."""
+    weight = torch.tensor(pattern * (64 // len(pattern)), dtype=torch.float32).view(1, -1, *[1] * len(kernel))
+    weight = weight.expand(32, 64, *kernel)
+    white = torch.full((4, 64, *kernel), 255, dtype=torch.uint8).contiguous(
+        memory_format=torch.channels_last if kernel else torch.contiguous_format
+    )
+    outputs = ByteLayer(module, weight, torch.ones(1), torch.ones(32))(white, torch.float32, "none")
+    exact = 255.0 * weight.flatten(1).sum(dim=1).expand(4, 32)
+    torch.testing.assert_close(outputs.flatten(1), exact, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("make", [PackedTrunk, pytest.param(Int8Trunk, marks=needs_int8)])
