@@ -21,7 +21,7 @@ STACK_SHAPE = (4, 84, 84)
 BLOCKS_SHAPE = (64, 21, 21)
 N_FEATURES = 512
 FORWARD_BATCH = 256  # states per forward pass: with more, memory is returned and asked for again at each pass
-_TRIAL_BATCH = 64  # to see what is faster: a processor without bfloat16 takes several milliseconds a state in it
+TRIAL_BATCH = 64  # to see what is faster: a processor without bfloat16 takes several milliseconds a state in it
 
 
 def space_to_depth(frames: UInt8[Tensor, "*N 84 84"]) -> UInt8[Tensor, "*N 441 16"]:
@@ -219,7 +219,7 @@ def fastest_precision(device: str = "cpu") -> str:
     Some processors gain more than twice from bfloat16; on others, even with instructions for it, float32 is faster.
     """
     network = NatureDQN(n_actions=6).to(device)
-    states = torch.zeros(_TRIAL_BATCH, *STACK_SHAPE, dtype=torch.uint8, device=device)
+    states = torch.zeros(TRIAL_BATCH, *STACK_SHAPE, dtype=torch.uint8, device=device)
 
     def run(precision: str) -> None:
         with torch.no_grad(), reduced_precision(precision, device):

@@ -47,6 +47,7 @@ class PQNConfig(Config):
     bootstrap: str = setting(
         "greedy", "a state is worth its best action, or what exploring as now leaves", choices=("greedy", "expected")
     )
+    reward_ends: bool = setting(False, "returns end at a reward, as at a lost life: for games of points, such as Pong")
     epsilon_initial: float = setting(1.0, "exploration at the start", minimum=0, maximum=1)
     epsilon_final: float = setting(0.01, "exploration after its fall", minimum=0, maximum=1)
     exploration_share: float = setting(0.1, "share of the training in which epsilon falls", above=0, maximum=1)
@@ -168,7 +169,8 @@ class Training:
                 q_values = self.network(self.rollout.states[t].to(config.device)).cpu()
             actions = epsilon_greedy(q_values, self.epsilon())
             self.states, rewards, terminated, truncated, info = self.envs.step(actions)
-            self.rollout.record(t, actions, rewards, terminated | truncated, self.values(q_values))
+            ended = terminated | truncated | (rewards != 0 if config.reward_ends else False)
+            self.rollout.record(t, actions, rewards, ended, self.values(q_values))
             self.step += config.n_envs
             self.game_scores += rewards
             over = info["episode_frame_number"] < self.game_frames  # a lost life leaves the counter running

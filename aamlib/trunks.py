@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from aamlib.networks import (
     BLOCKS_SHAPE,
-    FORWARD_BATCH,
     STACK_SHAPE,
+    TRIAL_BATCH,
     NatureDQN,
     PixelConv2d,
     as_blocks,
@@ -98,7 +98,7 @@ def int8_is_fast(device: str = "cpu") -> bool:
     """Whether `Int8Trunk` is faster here than a trunk in any other precision, measured in a fraction of a second."""
     if torch.device(device).type != "cpu":
         return False
-    network, states = NatureDQN(1), torch.zeros(FORWARD_BATCH, *STACK_SHAPE, dtype=torch.uint8)
+    network, states = NatureDQN(1), torch.zeros(TRIAL_BATCH, *STACK_SHAPE, dtype=torch.uint8)
     with reduced_precision(fastest_precision()):
         exact = packed_trunk(network)
         try:  # products of bytes are no public part of torch

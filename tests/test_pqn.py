@@ -45,6 +45,27 @@ def test_q_lambda_returns_equal_the_recursion_written_out(tmp_path, bootstrap):
             assert targets.view(5, 3)[t, env].item() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("reward_ends", "ends"), [(False, [0, 0, 1, 0]), (True, [0, 1, 1, 1])])
+def test_returns_end_at_a_reward_where_that_is_wanted(tmp_path, reward_ends, ends):
+    training = Training(PQNConfig(n_envs=4, rollout_steps=1, reward_ends=reward_ends, precision="float32"), tmp_path)
+
+    class Played:
+        def step(self, actions):
+            over = np.array([False, False, True, False])
+            return (
+                training.states,
+                np.array([0, 1, 0, -1]),
+                over,
+                ~over & False,
+                {"episode_frame_number": np.full(4, 9)},
+            )
+
+    training.envs.close()
+    training.envs = Played()
+    training.act()
+    assert training.rollout.ended.tolist() == [ends]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def short_games():
     """Evaluations stop after 100 agent steps: an untrained network's games take a thousand to be lost."""
