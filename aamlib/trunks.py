@@ -99,7 +99,7 @@ def int8_is_fast(device: str = "cpu") -> bool:
     if torch.device(device).type != "cpu":
         return False
     network, states = NatureDQN(1), torch.zeros(TRIAL_BATCH, *STACK_SHAPE, dtype=torch.uint8)
-    with reduced_precision(fastest_precision()):
+    with reduced_precision(fastest_precision(device)):
         exact = packed_trunk(network)
         try:  # products of bytes are no public part of torch
             rough = Int8Trunk(network, states[:2])
