@@ -51,7 +51,7 @@ def distill(config: ExperimentConfig, run_dir: str | Path, *, expert: nn.Module 
 
     A finished run goes on when the horizon (`total_steps`) or `label_budget` is raised. The stop button, or Ctrl-C,
     ends the run at the last completed round. An uninterrupted run repeats exactly for the same settings, threads,
-    precision and versions; a resumed one starts new games (recorded as `resumed`) and need not.
+    precision, eight bits or not, and versions; a resumed one starts new games (recorded as `resumed`) and need not.
 
     Raises
     ------

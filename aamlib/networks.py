@@ -21,7 +21,6 @@ STACK_SHAPE = (4, 84, 84)
 BLOCKS_SHAPE = (64, 21, 21)
 N_FEATURES = 512
 FORWARD_BATCH = 256  # states per forward pass: with more, memory is returned and asked for again at each pass
-TRIAL_BATCH = 64  # to see what is faster: a processor without bfloat16 takes several milliseconds a state in it
 
 
 def space_to_depth(frames: UInt8[Tensor, "*N 84 84"]) -> UInt8[Tensor, "*N 441 16"]:
@@ -213,19 +212,30 @@ def clear_moments(optimiser: torch.optim.Optimizer) -> None:
 
 
 @functools.cache
-def fastest_precision(device: str = "cpu") -> str:
+def fastest_precision(device: str) -> str:
     """The precision, "bfloat16" or "float32", that runs the trunk faster here, measured in a fraction of a second.
 
     Some processors gain more than twice from bfloat16; on others, even with instructions for it, float32 is faster.
     """
-    network = NatureDQN(n_actions=6).to(device)
-    states = torch.zeros(TRIAL_BATCH, *STACK_SHAPE, dtype=torch.uint8, device=device)
+    if torch.device(device).type == "cpu" and not _bfloat16_is_supported():
+        return "float32"
+    with torch.random.fork_rng(devices=[]):  # the weights that are drawn here change nobody's
+        network = NatureDQN(n_actions=6).to(device)
+    states = torch.zeros(FORWARD_BATCH, *STACK_SHAPE, dtype=torch.uint8, device=device)
 
     def run(precision: str) -> None:
         with torch.no_grad(), reduced_precision(precision, device):
             network(states).sum().item()
 
     return fastest({precision: functools.partial(run, precision) for precision in ("float32", "bfloat16")})
+
+
+def _bfloat16_is_supported() -> bool:
+    """Whether a CPU can be worth a try in bfloat16: without instructions for it, it takes ten times as long."""
+    try:  # no public part of torch
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):
+        return True
 
 
 def fastest(ways: dict[str, Callable[[], object]]) -> str:

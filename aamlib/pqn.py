@@ -2,7 +2,7 @@
 
 No replay buffer and no target network: many environments side by side, Q(lambda) returns, normalised layers.
 Departures from the paper: Adam with a linear warm-up instead of RAdam (fused on the CPU), normalisation per channel
-(see `NatureDQN`), and the expert is a moving average of the weights.
+(see `NatureDQN`), and the expert is a moving average of the weights; if asked for, `bootstrap` and `reward_ends`.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ class PQNConfig(Config):
     gamma: float = setting(0.99, "discount per agent step", minimum=0, maximum=1)
     td_lambda: float = setting(0.65, "lambda of the Q(lambda) returns", minimum=0, maximum=1)
     bootstrap: str = setting(
-        "greedy", "a state is worth its best action, or what exploring as now leaves", choices=("greedy", "expected")
+        "greedy", "a following state's value: its best action's, or expected under exploration (Expected Sarsa)",
+        choices=("greedy", "expected"),
+    )  # fmt: skip
+    reward_ends: bool = setting(
+        False, "returns stop at each reward, though the game goes on: for points won one by one, as in Pong"
     )
-    reward_ends: bool = setting(False, "returns end at a reward, as at a lost life: for games of points, such as Pong")
     epsilon_initial: float = setting(1.0, "exploration at the start", minimum=0, maximum=1)
     epsilon_final: float = setting(0.01, "exploration after its fall", minimum=0, maximum=1)
     exploration_share: float = setting(0.1, "share of the training in which epsilon falls", above=0, maximum=1)

@@ -17,7 +17,7 @@ from aamlib.acquisition import ACQUISITIONS, find_acquisition
 from aamlib.config import ExperimentConfig
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
-from aamlib.trunks import Int8Trunk, Trunk, int8_is_fast, packed_trunk
+from aamlib.trunks import Int8Trunk, Trunk, int8_is_fast, int8_works, packed_trunk
 
 ROUGH_FROM = 10_000  # states: in a smaller pool, the samples are too large a share
 _CALIBRATION = 512  # states
@@ -34,7 +34,7 @@ def way_to_compute(config: ExperimentConfig, starts: list[dict[str, Any]]) -> tu
         return config.precision, False
     if not starts:
         return fastest_precision(config.device), int8_is_fast(config.device)
-    return starts[-1]["precision"], starts[0].get("int8", False) and int8_is_fast(config.device)
+    return starts[-1]["precision"], starts[0].get("int8", False) and int8_works(config.device)
 
 
 def rough_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generator) -> Int8Trunk | None:

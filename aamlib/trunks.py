@@ -1,10 +1,10 @@
 """The student's trunk made ready for many states: weights packed once, ReLUs within the products, and no gradient.
 
-`PackedTrunk` is exact. `Int8Trunk` is about twice as fast on most CPUs, but rough: frames are bytes as they are;
-weights and the outputs of the layers between are rounded to 8 bits, a little more coarsely where the CPU has no AVX-512
-VNNI. So that this shifts less, the outputs' channels are brought nearer to one range, at the cost of the weights' (as
-in SmoothQuant, Xiao et al. 2022, arXiv:2211.10438), and what it shifts on average is added back (bias correction, Nagel
-et al. 2019, arXiv:1906.04721).
+`PackedTrunk` is exact. `Int8Trunk` is about twice as fast on many CPUs, but rough: frames are bytes as they are;
+weights and the outputs of the layers between are rounded to 8 bits, the weights more coarsely where torch reports no
+AVX-512 VNNI. So that this shifts less, the outputs' channels are brought nearer to one range, at the cost of the
+weights' (as in SmoothQuant, Xiao et al. 2022, arXiv:2211.10438), and what it shifts on average is added back (bias
+correction, Nagel et al. 2019, arXiv:1906.04721).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from aamlib.networks import (
     BLOCKS_SHAPE,
+    FORWARD_BATCH,
     STACK_SHAPE,
-    TRIAL_BATCH,
     NatureDQN,
     PixelConv2d,
     as_blocks,
@@ -78,7 +78,7 @@ class PackedTrunk:
 class _Convolution:
     """A convolution and its ReLU in one.
 
-    Packed for another shape of input than it is given, the weights would be put in order anew at each call.
+    Packed for images of another size than it is given, the weights would be put in order anew at each call.
     """
 
     def __init__(self, module: nn.Conv2d, weight: Tensor, input_shape: Sequence[int]) -> None:
@@ -94,17 +94,29 @@ class _Convolution:
 
 
 @functools.cache
-def int8_is_fast(device: str = "cpu") -> bool:
-    """Whether `Int8Trunk` is faster here than a trunk in any other precision, measured in a fraction of a second."""
+def int8_works(device: str) -> bool:
+    """Whether `Int8Trunk` can be made here, and products of bytes do not overflow."""
     if torch.device(device).type != "cpu":
         return False
-    network, states = NatureDQN(1), torch.zeros(TRIAL_BATCH, *STACK_SHAPE, dtype=torch.uint8)
-    with reduced_precision(fastest_precision(device)):
-        exact = packed_trunk(network)
-        try:  # products of bytes are no public part of torch
-            rough = Int8Trunk(network, states[:2])
-        except (AttributeError, RuntimeError, TypeError):
-            return False
+    white, ones = torch.full((2, 64), 255, dtype=torch.uint8), torch.ones(32, 64)
+    try:  # these products are no public part of torch
+        with torch.random.fork_rng(devices=[]):
+            Int8Trunk(NatureDQN(1), torch.zeros(2, *STACK_SHAPE, dtype=torch.uint8))
+            sums = ByteLayer(nn.Linear(64, 32), ones, torch.ones(1), torch.ones(32))(white, torch.float32)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.allclose(sums, torch.tensor(255.0 * 64), rtol=0.01)
+
+
+@functools.cache
+def int8_is_fast(device: str) -> bool:
+    """Whether an `Int8Trunk` works, and is faster than one in the fastest precision: a fraction of a second's trial."""
+    if not int8_works(device):
+        return False
+    states = torch.zeros(FORWARD_BATCH, *STACK_SHAPE, dtype=torch.uint8)
+    with torch.random.fork_rng(devices=[]), reduced_precision(fastest_precision(device)):
+        network = NatureDQN(1)
+        exact, rough = packed_trunk(network), Int8Trunk(network, states[:2])
         return fastest({"exact": lambda: exact(states), "rough": lambda: rough(states)}) == "rough"
 
 
@@ -175,10 +187,11 @@ class ByteLayer:
         kernel = [1] * (weight.dim() - 2)
         weight = weight * scales.repeat(weight.shape[1] // len(scales)).view(1, -1, *kernel)
         weight = weight / output_scales.view(-1, 1, *kernel)  # from bytes to bytes
-        largest = weight.flatten(1).abs().amax(dim=1)
-        if not torch.cpu._is_vnni_supported():  # two inputs' products are added in 16 bits: ±127 · 255 is the most
-            pairs = torch.stack([weight, -weight]).clamp_min(0).unflatten(2, (-1, 2)).sum(dim=3)
-            largest = torch.maximum(largest, pairs.transpose(0, 1).flatten(1).amax(dim=1))
+        largest = weight.abs()
+        if not torch.cpu._is_vnni_supported():
+            # Products of two inputs are added in 16 bits. So two weights, rounded, add to 128 at most: 128 · 255 fits.
+            largest = torch.stack([weight, -weight]).clamp_min(0).unflatten(2, (-1, 2)).sum(dim=3).amax(dim=0)
+        largest = largest.flatten(1).amax(dim=1)
         self.weight_scale = largest.clamp_min(1e-12) / 127  # one per output channel
         rounded = (weight / self.weight_scale.view(-1, 1, *kernel)).round().to(torch.int8).contiguous()
         self.bias: Tensor | None = None  # of the products, in multiples of the output's scales

@@ -13,9 +13,9 @@ from aamlib.diagnosis import load_probes
 from aamlib.networks import as_blocks, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.scoring import refine, rough_trunk, score_pool
-from aamlib.trunks import Int8Trunk, int8_is_fast, packed_trunk
+from aamlib.trunks import Int8Trunk, int8_is_fast, int8_works, packed_trunk
 
-needs_int8 = pytest.mark.skipif(not int8_is_fast(), reason="eight-bit products are no faster here.")
+needs_int8 = pytest.mark.skipif(not int8_works("cpu"), reason="torch has no eight-bit products here.")
 QUERY_SIZE = 200
 
 
@@ -186,7 +186,7 @@ def test_a_run_records_how_it_computed(with_settings, tmp_path, monkeypatch):
             return super().__call__(states)
 
     monkeypatch.setattr(scoring, "Int8Trunk", CountedTrunk)
-    for precision, expected in (("float32", False), ("auto", int8_is_fast())):
+    for precision, expected in (("float32", False), ("auto", int8_is_fast("cpu"))):
         run = aamlib.distill(with_settings(precision=precision, total_steps=480), tmp_path / precision)
         assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [expected]
         assert len(trunks) == 2 * expected, "one in each round"
@@ -198,6 +198,7 @@ def test_a_run_records_how_it_computed(with_settings, tmp_path, monkeypatch):
 def test_the_same_seed_gives_the_same_run_in_int8(with_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "ROUGH_FROM", 150)
     monkeypatch.setattr(scoring, "fastest_precision", lambda _: "float32")
+    monkeypatch.setattr(scoring, "int8_is_fast", lambda _: True)
     first, again = (
         aamlib.distill(with_settings(precision="auto", total_steps=640), tmp_path / name) for name in ("first", "again")
     )
@@ -216,11 +217,11 @@ def test_a_run_keeps_its_way_of_computing_where_it_can(with_settings, tmp_path, 
     assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [first, first]
 
 
-@pytest.mark.parametrize(("precision", "fast", "expected"), [
+@pytest.mark.parametrize(("precision", "works", "expected"), [
     ("auto", True, ("bfloat16", True)), ("auto", False, ("bfloat16", False)), ("float32", True, ("float32", False)),
 ])  # fmt: skip
-def test_a_run_that_went_on_elsewhere_without_int8_takes_it_up_again(monkeypatch, precision, fast, expected):
-    monkeypatch.setattr(scoring, "int8_is_fast", lambda _: fast)
+def test_a_run_that_went_on_elsewhere_without_int8_takes_it_up_again(monkeypatch, precision, works, expected):
+    monkeypatch.setattr(scoring, "int8_works", lambda _: works)
     starts = [{"precision": "bfloat16", "int8": True}, {"precision": "bfloat16", "int8": False}]
     assert scoring.way_to_compute(aamlib.ExperimentConfig(precision=precision), starts) == expected
 

@@ -7,10 +7,10 @@ from torch import nn
 import aamlib
 from aamlib import trunks
 from aamlib.diagnosis import load_probes
-from aamlib.networks import NatureDQN, as_blocks, reduced_precision
-from aamlib.trunks import ByteLayer, Int8Trunk, PackedTrunk, int8_is_fast, packed_trunk
+from aamlib.networks import NatureDQN, as_blocks, fastest_precision, reduced_precision
+from aamlib.trunks import ByteLayer, Int8Trunk, PackedTrunk, int8_is_fast, int8_works, packed_trunk
 
-needs_int8 = pytest.mark.skipif(not int8_is_fast(), reason="eight-bit products are no faster here.")
+needs_int8 = pytest.mark.skipif(not int8_works("cpu"), reason="torch has no eight-bit products here.")
 
 
 @pytest.fixture(scope="module")
@@ -127,17 +127,28 @@ def test_int8_takes_biases_and_dead_units(unusual):
 
 @needs_int8
 @pytest.mark.parametrize("pattern", [[1, 1], [1, 0], [0, 1, 1, 0], [-1, -1], [1, -1]])
-@pytest.mark.parametrize(("module", "kernel"), [(nn.Linear(64, 32), []), (nn.Conv2d(64, 32, 3), [3, 3])])
-def test_products_of_bytes_do_not_overflow(pattern, module, kernel):
+@pytest.mark.parametrize(("n_inputs", "kernel", "stride"), [(64, 2, 1), (32, 4, 2), (64, 3, 1), (3136, None, None)])
+def test_products_of_bytes_do_not_overflow(pattern, n_inputs, kernel, stride):
     """Without VNNI two products are added in 16 bits: the largest are of white pixels."""
-    weight = torch.tensor(pattern * (64 // len(pattern)), dtype=torch.float32).view(1, -1, *[1] * len(kernel))
-    weight = weight.expand(32, 64, *kernel)
-    white = torch.full((4, 64, *kernel), 255, dtype=torch.uint8).contiguous(
-        memory_format=torch.channels_last if kernel else torch.contiguous_format
-    )
-    outputs = ByteLayer(module, weight, torch.ones(1), torch.ones(32))(white, torch.float32, "none")
-    exact = 255.0 * weight.flatten(1).sum(dim=1).expand(4, 32)
-    torch.testing.assert_close(outputs.flatten(1), exact, rtol=0.01, atol=0)
+    kernel_shape = [kernel, kernel] if kernel else []
+    module = nn.Conv2d(n_inputs, 64, kernel, stride) if kernel else nn.Linear(n_inputs, 64)
+    weight = torch.tensor(pattern * (n_inputs // len(pattern)), dtype=torch.float32)
+    weight = weight.view(1, -1, *[1] * len(kernel_shape)).expand(64, n_inputs, *kernel_shape)
+    white = torch.full((4, n_inputs, *[9] * len(kernel_shape)), 255, dtype=torch.uint8)
+    if kernel:
+        white = white.contiguous(memory_format=torch.channels_last)
+    outputs = ByteLayer(module, weight, torch.ones(1), torch.ones(64))(white, torch.float32, "none")
+    exact = 255.0 * weight[0].sum()
+    torch.testing.assert_close(outputs, exact.expand_as(outputs), rtol=0.01, atol=0)
+
+
+def test_what_is_fast_is_seen_without_touching_the_random_numbers():
+    for measure in (fastest_precision, int8_works, int8_is_fast):
+        torch.manual_seed(0)
+        measure.__wrapped__("cpu")
+        drawn = torch.rand(1)
+        torch.manual_seed(0)
+        assert drawn == torch.rand(1), measure
 
 
 @pytest.mark.parametrize("make", [PackedTrunk, pytest.param(Int8Trunk, marks=needs_int8)])
