@@ -2,7 +2,7 @@
 
 No replay buffer and no target network: many environments side by side, Q(lambda) returns, normalised layers.
 Departures from the paper: Adam with a linear warm-up instead of RAdam (fused on the CPU), normalisation per channel
-(see `NatureDQN`), and the expert is a moving average of the weights; if asked for, `bootstrap` and `reward_ends`.
+(see `NatureDQN`), and the expert is a moving average of the weights.
 """
 
 from __future__ import annotations
@@ -44,13 +44,6 @@ class PQNConfig(Config):
     warmup_share: float = setting(0.01, "share of the training in which the rate rises from 0", minimum=0, below=1)
     gamma: float = setting(0.99, "discount per agent step", minimum=0, maximum=1)
     td_lambda: float = setting(0.65, "lambda of the Q(lambda) returns", minimum=0, maximum=1)
-    bootstrap: str = setting(
-        "greedy", "a following state's value: its best action's, or expected under exploration (Expected Sarsa)",
-        choices=("greedy", "expected"),
-    )  # fmt: skip
-    reward_ends: bool = setting(
-        False, "returns stop at each reward, though the game goes on: for points won one by one, as in Pong"
-    )
     epsilon_initial: float = setting(1.0, "exploration at the start", minimum=0, maximum=1)
     epsilon_final: float = setting(0.01, "exploration after its fall", minimum=0, maximum=1)
     exploration_share: float = setting(0.1, "share of the training in which epsilon falls", above=0, maximum=1)
@@ -168,12 +161,13 @@ class Training:
         config = self.config
         for t in range(config.rollout_steps):
             self.rollout.states[t] = torch.from_numpy(self.states)
+            fallen = min(1, self.step / (config.exploration_share * config.total_steps))
+            epsilon = config.epsilon_initial + (config.epsilon_final - config.epsilon_initial) * fallen
             with torch.no_grad():
                 q_values = self.network(self.rollout.states[t].to(config.device)).cpu()
-            actions = epsilon_greedy(q_values, self.epsilon())
+            actions = epsilon_greedy(q_values, epsilon)
             self.states, rewards, terminated, truncated, info = self.envs.step(actions)
-            ended = terminated | truncated | (rewards != 0 if config.reward_ends else False)
-            self.rollout.record(t, actions, rewards, ended, self.values(q_values))
+            self.rollout.record(t, actions, rewards, terminated | truncated, q_values)
             self.step += config.n_envs
             self.game_scores += rewards
             over = info["episode_frame_number"] < self.game_frames  # a lost life leaves the counter running
@@ -181,23 +175,12 @@ class Training:
             self.last_scores.extend(self.game_scores[over])
             self.game_scores[over] = 0
 
-    def epsilon(self) -> float:
-        """Probability of a random action at this step."""
-        config = self.config
-        fallen = min(1, self.step / (config.exploration_share * config.total_steps))
-        return config.epsilon_initial + (config.epsilon_final - config.epsilon_initial) * fallen
-
-    def values(self, q_values: Tensor) -> Tensor:
-        """What returns take the states to be worth, (E,); "expected" as in Expected Sarsa (van Seijen et al. 2009)."""
-        epsilon = self.epsilon() if self.config.bootstrap == "expected" else 0
-        return (1 - epsilon) * q_values.amax(dim=1) + epsilon * q_values.mean(dim=1)
-
     def learn(self) -> tuple[Tensor, float]:
         """Epochs of minibatches towards the rollout's Q(lambda) returns; gives them and the mean squared error."""
         config = self.config
         with torch.no_grad():
             next_q = self.network(torch.from_numpy(self.states).to(config.device)).cpu()
-        states, actions, targets = self.rollout.batch(self.values(next_q))
+        states, actions, targets = self.rollout.batch(next_q)
         progress = self.step / config.total_steps
         share_of_peak = min(1, progress / config.warmup_share if config.warmup_share else 1, 1 - progress)
         for group in self.optimiser.param_groups:
@@ -251,21 +234,21 @@ class _Rollout:
         self.gamma, self.td_lambda = config.gamma, config.td_lambda
         self.states = torch.empty(*shape, *STACK_SHAPE, dtype=torch.uint8)
         self.actions = torch.empty(shape, dtype=torch.int64)
-        self.rewards, self.ended, self.values = (torch.empty(shape) for _ in range(3))
+        self.rewards, self.ended, self.best_q = (torch.empty(shape) for _ in range(3))
 
-    def record(self, t: int, actions: np.ndarray, rewards: np.ndarray, ended: np.ndarray, values: Tensor) -> None:
+    def record(self, t: int, actions: np.ndarray, rewards: np.ndarray, ended: np.ndarray, q_values: Tensor) -> None:
         """Keep step t of every environment."""
         self.actions[t] = torch.from_numpy(actions)
         self.rewards[t] = torch.from_numpy(rewards)
         self.ended[t] = torch.from_numpy(ended)
-        self.values[t] = values
+        self.best_q[t] = q_values.amax(dim=1)
 
-    def batch(self, next_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States (T·E, 4, 84, 84), actions (T·E,) and targets (T·E,); `next_values` (E,) are of those that follow."""
+    def batch(self, next_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States (T·E, 4, 84, 84), actions (T·E,) and targets (T·E,); `next_q` (E, A) are of the states that follow."""
         targets = torch.empty_like(self.rewards)
-        following = next_value = next_values
+        following = next_best = next_q.amax(dim=1)
         for t in reversed(range(len(self.rewards))):
-            bootstrap = self.td_lambda * following + (1 - self.td_lambda) * next_value
+            bootstrap = self.td_lambda * following + (1 - self.td_lambda) * next_best
             following = targets[t] = self.rewards[t] + self.gamma * (1 - self.ended[t]) * bootstrap
-            next_value = self.values[t]
+            next_best = self.best_q[t]
         return self.states.flatten(0, 1), self.actions.flatten(), targets.flatten()
