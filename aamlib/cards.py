@@ -53,6 +53,14 @@ def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _later(card: dict[str, Any], cards: dict[str, dict[str, Any]]) -> str | None:
+    """The expert among `cards` whose training went on from this card's weights."""
+    for name, other in cards.items():
+        if card["weights_sha256"] in [stage.get("weights_sha256") for stage in stages(other)[:-1]]:
+            return name
+    return None
+
+
 def write_readme(folder: Path = EXPERTS_DIR) -> Path:
     """Write README.md beside the experts: their table, and of each the learning curve, commands and remarks."""
     parts = [
@@ -63,8 +71,12 @@ def write_readme(folder: Path = EXPERTS_DIR) -> Path:
         "entropy.",
         card_table(folder).to_markdown(index=False),
     ]
-    for name, card in _cards(folder).items():
-        blocks = [textwrap.indent(command, "    ") for command in commands(name, card)]
+    cards = _cards(folder)
+    for name, card in cards.items():
+        if later := _later(card, cards):
+            blocks = [f"Its {len(stages(card))} stages are the first of [{later}](#{later}): see there."]
+        else:
+            blocks = [textwrap.indent(command, "    ") for command in commands(name, card)]
         parts += [f"## {name}", f"![learning curve]({name}-curve.png)", *blocks]
         parts += [f"- {remark}" for remark in card.get("remarks", [])]
     readme = folder / "README.md"

@@ -368,10 +368,10 @@ def test_the_readme_has_commands_that_train_an_expert_stage_by_stage(tmp_path):
     ]
     given = [dict(zip(words[6::3], words[7::3], strict=True)) for words in commands]
     assert [words[5::3] for words in commands] == [["-p"] * len(stage) for stage in given]
-    for name, n_stages in (("pong", 4), ("pong-5", 5)):
+    assert "Its 4 stages are the first of [pong](#pong)" in text
+    for name, n_stages in (("breakout", 2), ("pong", 5)):
         assert len(aamlib.cards.stages(aamlib.read_card(name))) == n_stages
-        run_dirs = [f"data/runs/expert-{name}-{number}" for number in range(1, n_stages + 1)]
-        first, *later = [stage for stage in given if stage["run_dir"] in run_dirs]
+        first, *later = [stage for stage in given if stage["run_dir"].startswith(f"data/runs/expert-{name}-")]
         assert len(later) == n_stages - 1
         assert "start_from" not in first
         for before, stage in itertools.pairwise([first, *later]):

@@ -65,7 +65,7 @@ def test_paths_make_folder_names_and_do_not_depend_on_the_working_folder(tmp_pat
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_the_grids_that_come_with_the_notebooks_can_be_used(path, tmp_path):
-    cells = {"small": 4, "study-pong": 40, "study-breakout": 40, "study-frames": 6}
+    cells = {"small": 4, "study-pong": 40, "study-breakout": 40, "study-frames-pong": 5, "study-frames-breakout": 1}
     assert len(plan(path, tmp_path)) == cells[path.stem]
 
 
