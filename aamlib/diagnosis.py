@@ -18,7 +18,7 @@ from aamlib.config import ExperimentConfig
 from aamlib.experts import fingerprint, label
 from aamlib.files import load_arrays, save_arrays
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN
-from aamlib.replay import FramePool
+from aamlib.replay import Ask, FramePool
 from aamlib.trunks import packed_trunk
 
 _PROBE_SEED = 2_000_000
@@ -84,7 +84,7 @@ def regret(expert_q: Float[Tensor, "N A"], action: Int64[Tensor, " N"]) -> Float
 
 def record_selection(
     student: MCDropoutDQN,
-    expert: nn.Module,
+    expert_q: Ask,
     pool: FramePool,
     queried: Int64[Tensor, " K"],
     heads: Float[Tensor, "T A F"],
@@ -104,12 +104,8 @@ def record_selection(
         drawn = candidates[torch.randperm(len(candidates), generator=generator)[:n_states]]
         # Neighbours in time beside each other compress well, so the states with frames are sorted among themselves.
         ids = torch.cat([part.sort().values for part in drawn.tensor_split([n_stacks])])
-        samples, expert_q = [], []
-        for batch in ids.split(FORWARD_BATCH):
-            states = pool.read(batch).to(config.device)
-            samples.append(student.q_samples(states, heads=heads, trunk=trunk).cpu())
-            expert_q.append(label(expert, states, config.device))
-        q = torch.cat(samples)  # (N, T, A)
+        batches = [pool.read_blocks(batch).to(config.device) for batch in ids.split(FORWARD_BATCH)]
+        q = torch.cat([student.q_samples(states, heads=heads, trunk=trunk).cpu() for states in batches])  # (N, T, A)
         logits = q / config.temperature
         scores = {
             f"score_{name}": function(logits, generator=generator).numpy().astype(np.float32)
@@ -118,7 +114,7 @@ def record_selection(
         kept = range(min(n_stacks, len(ids)))
         stacks = pool.read(ids[: len(kept)]).numpy()
         table = pd.DataFrame({"kind": kind, "state_id": ids.numpy(), **scores})
-        table["expert_q"] = list(torch.cat(expert_q).numpy())
+        table["expert_q"] = list(pool.label(ids, expert_q, remember=False)[0].numpy())
         table["student_action"] = q.mean(dim=1).argmax(dim=1).numpy().astype(np.int16)
         table["frames"] = pd.Series([stacks[i].tobytes() for i in kept], dtype=object).reindex(table.index)
         table["q_samples"] = pd.Series([q[i].half().flatten().numpy() for i in kept], dtype=object).reindex(table.index)

@@ -37,7 +37,7 @@ from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import check_fits, expert_path, fingerprint, label, load_expert
 from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, clear_moments, reduced_precision
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN, clear_moments, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import COUNTERS, EVALUATIONS, METRICS, Run, open_run, read_starts, record_start, write_selection
 from aamlib.scoring import rough_trunk, score_pool, way_to_compute
@@ -149,7 +149,7 @@ class Distillation:
             labels = self.ask(queried)
         with self.timed("diagnose"):
             selection = record_selection(
-                self.student, self.expert, self.pool, queried, heads, self.config, self.generator("record"),
+                self.student, self.expert_q, self.pool, queried, heads, self.config, self.generator("record"),
             )  # fmt: skip
             write_selection(self.run_dir, self.round, selection)
         with self.timed("train"):
@@ -192,15 +192,16 @@ class Distillation:
 
     def ask(self, queried: Int64[Tensor, " K"]) -> Float[Tensor, "K A"]:
         """The expert's Q-values of the queried states, those of earlier rounds from memory; counts the labels."""
-
-        def expert_q(ids: Int64[Tensor, " M"]) -> Float[Tensor, "M A"]:
-            batches = ids.split(FORWARD_BATCH)
-            return torch.cat([label(self.expert, self.pool.read(batch), self.config.device) for batch in batches])
-
-        labels, n_new = self.pool.label(queried, expert_q)
+        labels, n_new = self.pool.label(queried, self.expert_q)
         self.labels_used += len(queried)
         self.unique_labels += n_new
         return labels
+
+    def expert_q(self, ids: Int64[Tensor, " M"]) -> Float[Tensor, "M A"]:
+        """The expert's Q-values of states in the pool; one that is not ours need not know blocks."""
+        read = self.pool.read_blocks if isinstance(self.expert, NatureDQN) else self.pool.read
+        batches = ids.split(FORWARD_BATCH)
+        return torch.cat([label(self.expert, read(batch), self.config.device) for batch in batches])
 
     def train(self, queried: Int64[Tensor, " K"], labels: Float[Tensor, "K A"]) -> dict[str, float]:
         """One shuffled pass over the labelled states: cross-entropy to softmax(Q_expert / tau), summed over a batch."""

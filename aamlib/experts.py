@@ -177,8 +177,11 @@ def check_fits(expert: nn.Module, game: str, name: str) -> int:
 
 
 @torch.no_grad()
-def label(expert: nn.Module, states: UInt8[Tensor, "N 4 84 84"], device: str = "cpu") -> Float[Tensor, "N A"]:
-    """The expert's Q-values of many states, in batches; float32 on the CPU, whatever precision is set around."""
+def label(expert: nn.Module, states: UInt8[Tensor, "N C H W"], device: str = "cpu") -> Float[Tensor, "N A"]:
+    """The expert's Q-values of many states, in batches; float32 on the CPU, whatever precision is set around.
+
+    `states` are stacks (N, 4, 84, 84), or for a NatureDQN also their blocks.
+    """
     with reduced_precision("float32", device):
         return torch.cat([expert(batch.to(device)).cpu() for batch in states.split(FORWARD_BATCH)])
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from aamlib.config import ConfigError
 from aamlib.networks import depth_to_space, space_to_depth, stack_blocks
 
+Ask = Callable[[Int64[Tensor, " M"]], Float[Tensor, "M A"]]  # the expert's Q-values of the states with these ids
+
 STACK = 4
 BLOCKED_FRAME = (21 * 21, 4 * 4)
 
@@ -87,21 +89,24 @@ class FramePool:
         rows[back > self.age[env, row][:, None]] = self.zero_row
         return self.frames.index_select(0, rows.flatten()).view(-1, STACK, *BLOCKED_FRAME)
 
-    def label(
-        self, ids: Int64[Tensor, " N"], ask: Callable[[Int64[Tensor, " M"]], Float[Tensor, "M A"]]
-    ) -> tuple[Float[Tensor, "N A"], int]:
-        """The labels of the (distinct) states `ids`, float32 (N, A); `ask` gives those that no state has yet.
+    def label(self, ids: Int64[Tensor, " N"], ask: Ask, *, remember: bool = True) -> tuple[Float[Tensor, "N A"], int]:
+        """The labels of the (distinct) states `ids`, float32 (N, A); `ask` gives those that are not known yet.
 
-        Returns also how many those were. Raises IndexError for a state that is not in the pool.
+        Returns also how many those were. They are known from then on, unless told not to `remember` them. Raises
+        IndexError for a state that is not in the pool.
         """
         env, row = self._locate(ids)
-        unknown = self.labels[env, row].isnan().all(dim=1)  # of the empty labels at the start all are
+        labels = self.labels[env, row]
+        unknown = labels.isnan().all(dim=1)  # of the empty labels at the start all are
         if unknown.any():
             answers = ask(ids[unknown])
             if not self.labels.numel():
                 self.labels = torch.full((*self.labels.shape[:2], answers.shape[1]), torch.nan)
-            self.labels[env[unknown], row[unknown]] = answers
-        return self.labels[env, row], int(unknown.sum())
+                labels = self.labels[env, row]
+            labels[unknown] = answers
+            if remember:
+                self.labels[env, row] = labels
+        return labels, int(unknown.sum())
 
     def segment(self, first_step: int, last_step: int) -> dict[str, np.ndarray]:
         """What `add` was given in the steps [first, last). Raises IndexError for frames that are overwritten."""

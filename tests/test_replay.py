@@ -95,10 +95,11 @@ def test_each_state_is_asked_about_once_and_keeps_its_label(script, data):
     for started in starts:
         fill(pool, games, [started])
         ids = data.draw(st.lists(st.sampled_from(pool.ids().tolist()), unique=True, max_size=4))
-        labels, n_new = pool.label(torch.tensor(ids, dtype=torch.int64), answers)
+        remember = data.draw(st.booleans())
+        labels, n_new = pool.label(torch.tensor(ids, dtype=torch.int64), answers, remember=remember)
         assert labels.tolist() == [[i, -i] for i in ids]
         assert n_new == len(set(ids) - labelled)
-        labelled.update(ids)
+        labelled.update(ids if remember else [])
 
 
 def test_label_of_an_overwritten_state_does_not_pass_to_its_successor():
