@@ -104,7 +104,7 @@ def record_selection(
         drawn = candidates[torch.randperm(len(candidates), generator=generator)[:n_states]]
         # Neighbours in time beside each other compress well, so the states with frames are sorted among themselves.
         ids = torch.cat([part.sort().values for part in drawn.tensor_split([n_stacks])])
-        batches = [pool.read_blocks(batch).to(config.device) for batch in ids.split(FORWARD_BATCH)]
+        batches = (pool.read_blocks(batch).to(config.device) for batch in ids.split(FORWARD_BATCH))
         q = torch.cat([student.q_samples(states, heads=heads, trunk=trunk).cpu() for states in batches])  # (N, T, A)
         logits = q / config.temperature
         scores = {

@@ -8,6 +8,7 @@ import pytest
 import aamlib
 from aamlib import grids
 from aamlib.grids import describe_total, estimate, measured_costs, plan
+from aamlib.runs import find_runs, read_starts
 
 GRIDS = sorted((Path(__file__).parents[1] / "notebooks" / "grids").glob("*.toml"))
 
@@ -67,6 +68,15 @@ def test_paths_make_folder_names_and_do_not_depend_on_the_working_folder(tmp_pat
 def test_the_grids_that_come_with_the_notebooks_can_be_used(path, tmp_path):
     cells = {"small": 4, "study-pong": 40, "study-breakout": 40, "study-frames-pong": 5, "study-frames-breakout": 1}
     assert len(plan(path, tmp_path)) == cells[path.stem]
+
+
+@pytest.mark.parametrize("path", [path for path in GRIDS if path.stem.startswith("study")], ids=lambda path: path.stem)
+def test_the_studys_grids_name_the_expert_that_labelled_the_published_runs(path, tmp_path):
+    cells = {cell.name: cell.config for cell in plan(path, tmp_path)}
+    for name, run_dir in find_runs([aamlib.DATA_DIR / "results" / path.stem]).items():
+        config = cells[name]
+        card = aamlib.read_card(config.expert or config.game)
+        assert {start["expert_sha256"] for start in read_starts(run_dir)} == {card["weights_sha256"]}
 
 
 @pytest.mark.parametrize(
