@@ -15,6 +15,14 @@ settings.load_profile("aamlib")
 # Tensors are small here: on a busy machine, a second thread is only waited for. Kernels and other processes inherit it.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# Python 3.11 can stop for good in what Dask's profiler calls (CPython issue 106883).
+os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Networks without weights of their own are the same ones on every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

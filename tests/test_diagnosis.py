@@ -12,7 +12,6 @@ pytestmark = pytest.mark.slow
 
 
 def test_probe_sets_are_kept_until_longer_games_are_asked_for(tiny, tmp_path):
-    torch.manual_seed(0)
     expert = aamlib.NatureDQN(6)
     made = load_probes(tmp_path, expert, tiny)
     (path,) = tmp_path.iterdir()

@@ -32,7 +32,6 @@ CARD = {"game": "pong", "agent_steps": 1_000, "scores": [20.0, 21.0]}
 
 @pytest.fixture
 def network():
-    torch.manual_seed(0)
     return NatureDQN(6)
 
 

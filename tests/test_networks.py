@@ -31,7 +31,6 @@ def states():
 
 @pytest.fixture
 def student():
-    torch.manual_seed(0)
     student = MCDropoutDQN(n_actions=6)
     nn.init.normal_(student.head.bias)  # it starts as zero, which would hide a lost or a dropped bias
     return student

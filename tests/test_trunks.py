@@ -28,7 +28,6 @@ def states():
 @pytest.fixture
 def unusual():
     """A network with dead units and with biases."""
-    torch.manual_seed(0)
     network = NatureDQN(4, conv_bias=True)
     with torch.no_grad():
         for layer in (network.trunk[0], network.trunk[3], network.trunk[10]):
