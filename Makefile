@@ -28,7 +28,7 @@ batch: $(READY)  ## Run the grid notebooks/grids/$(GRID).toml and compare its ru
 		-p runs $(BATCH) -p figures $(BATCH)/figures
 
 test: $(READY) check  ## All checks and tests
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0
 
 lab: $(READY)  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
