@@ -20,7 +20,7 @@ os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def seed_torch():
     """Networks without weights of their own are the same ones on every run."""
     torch.manual_seed(0)
 
