@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode
 from jaxtyping import Float, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
-from aamlib.config import check_game
+from aamlib.config import ConfigError, check_game
 
 FRAMES_PER_STEP = 4
 
@@ -177,8 +177,12 @@ def evaluate(
     Raises
     ------
     ConfigError
-        Unknown game.
+        Unknown game, no episodes, or an epsilon outside of [0, 1].
     """
+    if episodes < 1 or not 0 <= epsilon <= 1:
+        raise ConfigError(
+            f"episodes = {episodes} and epsilon = {epsilon} cannot be played; give at least one game and a probability."
+        )
     scores = np.zeros(episodes)
     for step in play(policy, game, episodes, epsilon, seed, max_frames=max_frames, device=device):
         scores[step.games] += step.rewards

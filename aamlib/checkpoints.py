@@ -42,14 +42,14 @@ def save_checkpoint(
     write_bytes(weights, safetensors.torch.save({name: tensor.contiguous() for name, tensor in student.items()}))
     write_torch(state, {**content, "labels": pool.labels})
     files = [weights, state, *_save_pool(run_dir / "pool", pool)]
-    write_json(state.with_suffix(".json"), {str(path.relative_to(run_dir)): file_hash(path) for path in files})
+    write_json(state.with_suffix(".json"), {path.relative_to(run_dir).as_posix(): file_hash(path) for path in files})
 
     manifests = sorted(folder.glob("*.json"), reverse=True)
     for manifest in manifests[keep:]:
         manifest.unlink()
     needed = {name for manifest in manifests[:keep] for name in json.loads(manifest.read_text())}
     for path in [*folder.glob("*.pt"), *folder.glob("*.safetensors"), *(run_dir / "pool").glob("*.zst")]:
-        if str(path.relative_to(run_dir)) not in needed:
+        if path.relative_to(run_dir).as_posix() not in needed:
             path.unlink()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from aamlib import stats
-from aamlib.files import RunFolderError
+from aamlib.files import RunFolderError, first_line
 from aamlib.runs import METRICS
 
 # What runs of one game may differ in and still be compared: what is compared, the seed, the horizon, and what does not
@@ -37,9 +37,9 @@ def select_runs(metrics: pd.DataFrame, condition: str) -> pd.DataFrame:
     newest = _newest(metrics)
     try:
         chosen = newest.query(condition)["run"]
-    except (NameError, SyntaxError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # of other words pandas raises nearly anything
         raise RunFolderError(
-            f"select = {condition!r} is no condition on runs ({str(error).splitlines()[0]}); give one on settings and "
+            f"select = {condition!r} is no condition on runs ({first_line(error)}); give one on settings and "
             'metrics, such as "query_fraction == 0.1 and seed < 5".'
         ) from error
     if chosen.empty:

@@ -13,6 +13,7 @@ import torch
 from ale_py import roms
 
 RECORDED_PER_RUN = 170_000  # queried, and as many random, states: about 19 MB; 50 a round of the study's with frames
+MAX_SEED = 2**63 - 1  # torch's are of 64 bits
 
 _C = TypeVar("_C", bound="Config")
 
@@ -43,11 +44,13 @@ def check_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        kind = torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise ConfigError(
             f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'."
         ) from error
+    if kind not in ("cpu", "cuda"):  # Apple's knows no numbers of 16 bytes, by which frames are put in order
+        raise ConfigError(f"device {device!r} is not made use of; give 'cpu' or 'cuda'.")
     return device
 
 
@@ -153,9 +156,11 @@ def _check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         "below": ("below", lambda bound: value < bound),
     }
     bounds = {key: metadata[key] for key in checks if metadata[key] is not None}
-    if not all(checks[key][1](bound) for key, bound in bounds.items()):
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if infinite or not all(checks[key][1](bound) for key, bound in bounds.items()):
         wanted = " and ".join(f"{checks[key][0]} {bound:g}" for key, bound in bounds.items())
-        raise ConfigError(f"{name} = {value!r} is out of range; give a value {wanted}.")
+        kind = "finite value" if infinite else "value"
+        raise ConfigError(f"{name} = {value!r} is out of range; give a {kind} {wanted}".rstrip() + ".")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +171,9 @@ class ExperimentConfig(Config):
     expert: str | None = setting(None, "bundled expert's name or a weights' file; None: the bundled one of the game")
     acquisition: str = setting("bald", "entropy, bald, variation_ratio, random, or your own my_module:my_function")
     query_fraction: float = setting(0.10, "share of the pool that is asked about in a round", above=0, maximum=1)
-    seed: int = setting(0, "seeds weights, games, exploration, dropout, queries and minibatches", minimum=0)
+    seed: int = setting(
+        0, "seeds weights, games, exploration, dropout, queries and minibatches", minimum=0, maximum=MAX_SEED
+    )
     total_steps: int = setting(3_450_000, "horizon in agent steps, warm-up included", minimum=1)
     label_budget: int | None = setting(
         None, "queries, repeated ones counted again, after which the run ends; None: no limit", minimum=1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +34,19 @@ class Probe:
     expert_q: Float[Tensor, "N A"]
 
 
-def load_probes(folder: Path, expert: nn.Module, config: ExperimentConfig) -> dict[str, Probe]:
+def load_probes(
+    folder: Path, expert: nn.Module, config: ExperimentConfig, *, spare: Path | None = None
+) -> dict[str, Probe]:
     """The two probe sets of an expert, "expert" and "random": states that it visits, and states of random play.
 
     Each is spread evenly over 40 games on seeds of their own, the expert's played at epsilon 0.05. They are made once
-    per expert and kept with its Q-values in `folder`, in a file named by the hash of its weights; anew only for longer
-    games (`max_game_frames`) than before. Raises RunFolderError if the file cannot be read or written.
+    per expert and kept with its Q-values in `folder`, or in `spare` if that one may not be written, in a file named by
+    the hash of its weights; anew only for longer games (`max_game_frames`) than before. Raises RunFolderError if the
+    file cannot be read or written.
     """
     path = folder / f"{config.game}-probe-sets-{fingerprint(expert)[:12]}-{config.probe_states}.zst"
+    if spare is not None and not path.exists() and not os.access(folder, os.W_OK):
+        path = spare / path.name
     arrays = load_arrays(path) if path.exists() else {}
     if not arrays or arrays.pop("max_game_frames") < config.max_game_frames:
         games = min(_PROBE_GAMES, config.probe_states)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from aamlib import runs
 from aamlib.acquisition import choose, find_acquisition
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs
 from aamlib.checkpoints import load_checkpoint, save_checkpoint
@@ -39,7 +40,7 @@ from aamlib.experts import check_fits, expert_path, fingerprint, label, load_exp
 from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN, clear_moments, reduced_precision
 from aamlib.replay import FramePool
-from aamlib.runs import COUNTERS, EVALUATIONS, METRICS, Run, open_run, read_starts, record_start, write_selection
+from aamlib.runs import COUNTERS, EVALUATIONS, METRICS, Run
 from aamlib.scoring import rough_trunk, score_pool, way_to_compute
 from aamlib.trunks import Int8Trunk, Trunk, packed_trunk
 
@@ -151,7 +152,7 @@ class Distillation:
             selection = record_selection(
                 self.student, self.expert_q, self.pool, queried, heads, self.config, self.generator("record"),
             )  # fmt: skip
-            write_selection(self.run_dir, self.round, selection)
+            runs.write_selection(self.run_dir, self.round, selection)
         with self.timed("train"):
             row: dict[str, Any] = self.train(queried, labels)
         with self.timed("diagnose"):
@@ -298,10 +299,10 @@ class Distillation:
 
     def open(self) -> None:
         """Check that the folder is this run's, take up its newest checkpoint, and start games."""
-        starts, expert_hash = read_starts(self.run_dir), fingerprint(self.expert)
+        starts, expert_hash = runs.read_starts(self.run_dir), fingerprint(self.expert)
         if starts and starts[0]["expert_sha256"] != expert_hash:
             raise RunFolderError(f"{self.run_dir} was labelled by an expert with other weights; choose another folder.")
-        open_run(self.run_dir, self.config.asdict())
+        runs.check_settings(self.run_dir, self.config.asdict())
         for name in ("checkpoints", "pool", "selections"):
             drop_temporary(self.run_dir / name)
         if checkpoint := load_checkpoint(self.run_dir, self.pool):
@@ -313,25 +314,23 @@ class Distillation:
             self.metrics, self.evaluations = saved["metrics"], saved["evaluations"]
             self.n_saved = len(self.metrics)
             self.resumed = True
+        runs.open_run(self.run_dir, self.config.asdict())  # not before it is sure that the run can go on
         self.precision, self.use_int8 = way_to_compute(self.config, starts)
-        record_start(
+        runs.record_start(
             self.run_dir, threads=torch.get_num_threads(), round=self.round, expert_sha256=expert_hash,
             precision=self.precision, int8=self.use_int8,
         )  # fmt: skip
-        self.probes = load_probes(self.probes_dir, self.expert, self.config)
+        self.probes = load_probes(self.probes_dir, self.expert, self.config, spare=self.run_dir)
         self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, f"games {self.round}", self.config.n_envs))
         self.started = np.ones(self.config.n_envs, dtype=bool)
 
     def report(self, status: str) -> None:
         """Write progress.json, which whoever waits for the run may read at any time."""
-        seconds = [sum(row[name] for name in row if name.startswith("seconds_")) for row in self.metrics[1:][-10:]]
-        left = (self.config.total_steps - self.agent_steps) / self.config.round_steps
         progress = {
             "status": status,
             **{name: self.metrics[-1][name] if self.metrics else 0 for name in COUNTERS},
             "total_steps": self.config.total_steps,
             "score": self.last_score(),
-            "seconds_left": round(left * float(np.mean(seconds))) if seconds else None,
         }
         write_json(self.run_dir / "progress.json", progress)
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 
 from aamlib.atari import n_actions
 from aamlib.config import nearest
-from aamlib.files import DATA_DIR, write_bytes
+from aamlib.files import DATA_DIR, first_line, write_bytes
 from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, reduced_precision
 
 EXPERTS_DIR = DATA_DIR / "experts"
@@ -113,11 +111,9 @@ def _read_sb3(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             content = io.BytesIO(archive.read("policy.pth"))
         saved = torch.load(content, map_location="cpu", weights_only=True)
-    except (
-        zipfile.BadZipFile, zlib.error, KeyError, OSError, EOFError, RuntimeError, pickle.UnpicklingError,
-    ) as error:  # fmt: skip
+    except Exception as error:  # of other bytes torch's reader raises nearly anything
         raise ExpertError(
-            f"{path} is no readable zip of Stable-Baselines3 ({str(error).splitlines()[0]}), and nothing in it was "
+            f"{path} is no readable zip of Stable-Baselines3 ({first_line(error)}), and nothing in it was "
             "executed; it may be truncated: fetch or save it again."
         ) from error
     names = {
@@ -218,5 +214,4 @@ def _download(repository: str) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repository, filename))
     except Exception as error:  # the hub's own, its HTTP client's, the system's
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ExpertError(f"{repository} cannot be fetched ({reason}); {by_hand}") from error
+        raise ExpertError(f"{repository} cannot be fetched ({first_line(error)}); {by_hand}") from error

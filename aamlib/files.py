@@ -7,9 +7,9 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("r+b") as written:  # Windows syncs only what may be written
             os.fsync(written.fileno())
         temporary.chmod(0o644)
-        temporary.replace(path)
+        _replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunFolderError(
@@ -55,6 +55,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Windows refuses while anyone reads `path`, which takes a moment: try again for a second."""
+    end = time.monotonic() + 1
+    while True:
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type's name where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def not_hidden(root: Path, pattern: str) -> list[Path]:
@@ -108,10 +126,8 @@ def read_torch(path: str | Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise RunFolderError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); remove it to start again."
-        ) from error
+    except Exception as error:  # of other bytes torch's reader raises nearly anything
+        raise RunFolderError(f"{path} cannot be read ({first_line(error)}); remove it to start again.") from error
 
 
 def write_json(path: str | Path, content: Any) -> None:

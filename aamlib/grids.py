@@ -31,7 +31,7 @@ import pandas as pd
 from aamlib.acquisition import find_acquisition
 from aamlib.config import ConfigError, ExperimentConfig, nearest, preset
 from aamlib.experts import ExpertError, expert_path
-from aamlib.files import DATA_DIR
+from aamlib.files import DATA_DIR, not_hidden
 from aamlib.runs import count_recorded, find_runs, load_runs
 
 EXPERIMENT = DATA_DIR.parent / "notebooks" / "02_run_experiment.ipynb"
@@ -209,7 +209,7 @@ def measured_costs(root: str | Path) -> dict[str, dict[str, float]]:
     }
     sizes, recorded = {"selections": 0, "pool": 0, "": 0}, 0
     run_dirs = find_runs([Path(root)]).values()
-    for path in itertools.chain.from_iterable(run_dir.rglob("*") for run_dir in run_dirs):
+    for path in itertools.chain.from_iterable(not_hidden(run_dir, "*") for run_dir in run_dirs):
         part = path.parent.name if path.parent.name in sizes else ""
         sizes[part] += path.stat().st_size if path.is_file() else 0
         recorded += count_recorded(path) if part == "selections" else 0

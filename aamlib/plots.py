@@ -273,8 +273,8 @@ def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style
 
 
 def _draw_references(ax: Axes, references: Mapping[str, float] | None) -> None:
-    for (name, score), style in zip((references or {}).items(), ("--", ":"), strict=False):
-        ax.axhline(score, linestyle=style, color="0.3", linewidth=1, label=f"{name} ({score:.1f})")
+    for i, (name, score) in enumerate((references or {}).items()):
+        ax.axhline(score, linestyle=("--", ":", "-.")[i % 3], color="0.3", linewidth=1, label=f"{name} ({score:.1f})")
 
 
 def _finish(ax: Axes, x: str) -> Axes:

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
-from aamlib.config import Config, check_device, check_game, setting
+from aamlib.config import MAX_SEED, Config, check_device, check_game, setting
 from aamlib.experts import ExpertError, load_expert
 from aamlib.files import lock_run, read_torch, write_csv, write_torch
 from aamlib.networks import STACK_SHAPE, NatureDQN, clear_moments, fastest_precision, reduced_precision
@@ -33,7 +33,7 @@ class PQNConfig(Config):
     """Every hyper-parameter of the training of an expert."""
 
     game: str = setting("pong", "ROM name as ale-py spells it")
-    seed: int = setting(0, "seeds weights, games, exploration and minibatches", minimum=0)
+    seed: int = setting(0, "seeds weights, games, exploration and minibatches", minimum=0, maximum=MAX_SEED)
     start_from: str | None = setting(None, "expert or weights' file to start from; None: random weights")
     total_steps: int = setting(2_000_000, "agent steps, all environments together", minimum=1)
     n_envs: int = setting(64, "environments side by side", minimum=1)

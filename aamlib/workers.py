@@ -81,8 +81,9 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
                 here = {"status": "starting", "host": platform.node(), "pid": os.getpid(), "since": time.time()}
                 write_json(cell.run_dir / "progress.json", read_progress(cell.run_dir) | here)
             outcome = _execute(cell, threads)
-            if outcome.state != "done":
-                write_json(cell.run_dir / "progress.json", read_progress(cell.run_dir) | {"status": "interrupted"})
+            progress = read_progress(cell.run_dir)
+            if outcome.state != "done" and progress.get("status") not in ENDED:
+                write_json(cell.run_dir / "progress.json", progress | {"status": "interrupted"})
             write_json(cell.run_dir / "cell.json", {**dataclasses.asdict(outcome), "settings": cell.config.asdict()})
             return outcome
     except RunFolderError as error:

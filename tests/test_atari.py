@@ -159,6 +159,12 @@ def test_unknown_game_is_told_the_nearest(use):
         use("Ponng")
 
 
+@pytest.mark.parametrize(("episodes", "epsilon"), [(0, 0.05), (2, -0.1), (2, 1.5), (2, float("nan"))])
+def test_what_cannot_be_played_is_refused(episodes, epsilon):
+    with pytest.raises(ConfigError, match=f"episodes = {episodes} and epsilon = {epsilon} cannot be played"):
+        evaluate(number_policy, "pong", episodes, epsilon)
+
+
 @pytest.mark.parametrize("game", ["pong", "breakout"])
 def test_each_step_pushes_one_new_frame_onto_the_stack(game):
     envs = make_envs(game, 3)

@@ -18,7 +18,7 @@ from aamlib import batch, workers
 from aamlib.batch import run_batch
 from aamlib.files import lock_run
 from aamlib.grids import plan
-from aamlib.workers import Outcome, is_done
+from aamlib.workers import Outcome, is_done, read_progress, run_cell
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -136,6 +136,15 @@ def test_killed_kernels_resume_errors_are_named_and_done_cells_are_skipped(cells
     again = run_batch(grid, tmp_path / "out", side_by_side=3, retries=0)
     assert again["attempts"].to_dict() == {name: int(state == "failed") for name, state in states.items()}
     assert again["state"].to_dict() == states
+
+
+def test_a_run_that_ended_before_its_notebook_failed_stays_finished(cells):
+    (cell,) = cells(acquisition=["bald"])
+    notebook = nbformat.read(cell.notebook, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell("raise ValueError('no room for a figure')"))
+    nbformat.write(notebook, cell.notebook)
+    assert run_cell(cell, threads=1) == Outcome("failed", "ValueError: no room for a figure")
+    assert read_progress(cell.run_dir)["status"] == "finished"
 
 
 def test_ctrl_c_ends_the_kernels_and_leaves_folders_that_go_on(cells, tmp_path):

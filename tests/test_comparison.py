@@ -152,7 +152,7 @@ def test_selection_by_settings_and_by_how_far_a_run_went(tmp_path):
     assert comparison.select_runs(metrics, "seed == 0 and acquisition == 'bald'")["run"].unique() == ["0"]
     with pytest.raises(aamlib.RunFolderError, match="leaves none of the 2 runs"):
         comparison.select_runs(metrics, "seed > 5")
-    for condition in ("sed > 5", "seed >", "seed", "seed + 'a'", "seed = 1"):
+    for condition in ("sed > 5", "seed >", "(seed > 5", "seed", "seed + 'a'", "seed = 1", "1 / 0"):
         with pytest.raises(aamlib.RunFolderError, match=r"is no condition on runs \(.*\); give one on settings"):
             comparison.select_runs(metrics, condition)
 

@@ -175,6 +175,10 @@ def test_configs_of_the_package_refuse_bad_settings(as_users, config):
         config(evaluate_evry=10)
     with pytest.raises(ConfigError, match="seed = -1 is out of range; give a value at least 0"):
         config(seed=-1)
+    with pytest.raises(ConfigError, match="seed = 18446744073709551616 is out of range; give .* at most"):
+        config(seed=2**64)
+    with pytest.raises(ConfigError, match="learning_rate = inf is out of range; give a finite value above 0"):
+        config(learning_rate=math.inf)
     with pytest.raises(ConfigError, match="seed = '0' is of type str; give int"):
         config(seed="0")
     with pytest.raises(ConfigError, match="precision = 'float23' is unknown; did you mean 'float32'"):
@@ -204,6 +208,7 @@ def test_presets_are_valid(name):
         ({"game": "Breakuot"}, "unknown game 'Breakuot'; did you mean 'breakout'"),
         ({"query_fraction": 1e-6}, "query_fraction = 1e-06 of the pool is less than one state"),
         ({"device": "tpu"}, "device 'tpu' cannot be used here"),
+        ({"device": "meta"}, "device 'meta' is not made use of; give 'cpu' or 'cuda'"),
     ],
 )
 def test_settings_of_an_experiment_must_fit_together(settings, message):

@@ -11,7 +11,7 @@ from aamlib.diagnosis import load_probes
 pytestmark = pytest.mark.slow
 
 
-def test_probe_sets_are_kept_until_longer_games_are_asked_for(tiny, tmp_path):
+def test_probe_sets_are_kept_until_longer_games_are_asked_for(tiny, tmp_path, monkeypatch):
     expert = aamlib.NatureDQN(6)
     made = load_probes(tmp_path, expert, tiny)
     (path,) = tmp_path.iterdir()
@@ -23,6 +23,20 @@ def test_probe_sets_are_kept_until_longer_games_are_asked_for(tiny, tmp_path):
     longer = load_probes(tmp_path, expert, dataclasses.replace(tiny, max_game_frames=240))
     assert not torch.equal(longer["random"].states, made["random"].states)
     assert torch.equal(longer["random"].expert_q, aamlib.experts.label(expert, longer["random"].states))
+    monkeypatch.setattr("os.access", lambda *_: False)  # what is there is read all the same
+    assert torch.equal(
+        load_probes(tmp_path, expert, tiny, spare=tmp_path / "run")["random"].states, longer["random"].states
+    )
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(aamlib.RunFolderError, match="probe-sets-.* cannot be read .* copy it again, or remove it"):
         load_probes(tmp_path, expert, tiny)
+
+
+def test_beside_an_expert_in_a_folder_that_may_not_be_written_the_run_keeps_the_probe_sets(tiny, tmp_path, monkeypatch):
+    folder, run_dir = tmp_path / "experts", tmp_path / "run"
+    folder.mkdir()
+    path = aamlib.save_expert(folder / "mine.safetensors", aamlib.NatureDQN(6), {"game": "pong"})
+    monkeypatch.setattr("os.access", lambda path, mode: path != folder)
+    aamlib.distill(dataclasses.replace(tiny, expert=str(path)), run_dir)
+    assert not list(folder.glob("*probe-sets*"))
+    assert len(list(run_dir.glob("pong-probe-sets-*.zst"))) == 1

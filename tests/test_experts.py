@@ -256,6 +256,13 @@ def test_zip_without_a_policy_is_refused(sb3_zip, tmp_path):
     assert "no readable zip of Stable-Baselines3" in refusal(rewrite(sb3_zip[1], tmp_path / "x.zip", policy=None))
 
 
+@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"hello world"])
+def test_zip_with_a_policy_of_other_bytes_is_refused(tmp_path, content):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("policy.pth", content)
+    assert "no readable zip of Stable-Baselines3" in refusal(tmp_path / "x.zip")
+
+
 def test_zip_with_damaged_compression_is_refused(sb3_zip, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("policy.pth", zipfile.ZipFile(sb3_zip[1]).read("policy.pth"))

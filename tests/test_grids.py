@@ -1,6 +1,7 @@
 """Grids: what they come to, what they should cost, and what is said of wrong ones."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,8 +148,10 @@ def test_neither_chance_nor_the_whole_pool_costs_scoring(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_costs_are_taken_from_finished_runs(finished, tiny):
-    costs = measured_costs(finished.dir)
+def test_costs_are_taken_from_finished_runs(finished, tiny, tmp_path):
+    shutil.copytree(finished.dir, tmp_path / "run")
+    (tmp_path / "run" / "selections" / ".000001.parquet.abcd_123").touch()  # of a process that was killed
+    costs = measured_costs(tmp_path)
     rounds = finished.metrics.iloc[1:]
     assert costs["seconds"]["agent_step"] == pytest.approx(rounds["seconds_act"].sum() / 640)
     assert costs["seconds"]["game"] == pytest.approx(rounds["seconds_evaluate"].sum() / 4)

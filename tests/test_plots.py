@@ -31,13 +31,19 @@ def evaluations():
 
 
 def test_scores_are_one_line_per_run_through_the_means_and_one_legend_entry_per_function(ax, evaluations):
-    plots.plot_scores(evaluations, {"expert": 19.0}, x="labels_used", ax=ax)
+    plots.plot_scores(evaluations, {"expert": 19.0, "random play": -20.0, "a person": 9.0}, x="labels_used", ax=ax)
     runs = [line for line in ax.get_lines() if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
     assert len(runs) == 3
     for line in runs:
         assert line.get_xdata().tolist() == [10, 20]
         assert line.get_ydata().tolist() == [1.5, 3.0]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["BALD", "random", "expert (19.0)"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "BALD",
+        "random",
+        "expert (19.0)",
+        "random play (-20.0)",
+        "a person (9.0)",
+    ]
     assert runs[0].get_color() == runs[1].get_color() != runs[2].get_color()
 
 

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -48,6 +49,27 @@ def test_a_damaged_selection_is_named(finished, tmp_path):
     path.write_bytes((finished.dir / "selections" / "000001.parquet").read_bytes()[:200])
     with pytest.raises(aamlib.RunFolderError, match=r"000001\.parquet cannot be read .* copy it again"):
         aamlib.Run(tmp_path).selection(1)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"hello world"])
+def test_what_is_no_checkpoint_is_said(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(aamlib.RunFolderError, match=r"checkpoint\.pt cannot be read \(.+\); remove it to start again"):
+        files.read_torch(tmp_path / "checkpoint.pt")
+
+
+def test_a_file_that_someone_reads_is_replaced_when_he_is_done(tmp_path, monkeypatch):
+    """Windows refuses to replace a file that is open."""
+    refusals, replace = [PermissionError("in use")] * 3, Path.replace
+
+    def busy(source, target):
+        if refusals:
+            raise refusals.pop()
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    files.write_json(tmp_path / "x.json", 1)
+    assert (tmp_path / "x.json").read_text() == "1\n"
 
 
 def test_a_text_is_filled_in_between_its_lines(tmp_path):

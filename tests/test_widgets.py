@@ -115,8 +115,15 @@ def test_original_colours_are_of_the_same_step(view):
     assert Image.open(io.BytesIO(controls(view.panel, "aam-frame").value)).size == (320, 420)
 
 
+def test_a_view_starts_at_the_step_it_is_given():
+    assert ExpertView("pong", steps=10, step=5).step == 5
+
+
 def test_another_game_is_played_with_the_present_settings(view):
     frames = view.recording.frames
+    view.student = "pong-bal"
+    with pytest.raises(aamlib.ConfigError, match="unknown student 'pong-bal'; did you mean 'pong-bald'?"):
+        view.play()
     view.seed, view.student = 5, ""
     controls(view.panel, "aam-play").click()
     assert view.student_q is None
@@ -154,6 +161,8 @@ def test_a_student_that_cannot_be_read_leaves_the_game_before(runs, tmp_path):
 def test_a_setting_that_a_view_does_not_have_is_refused(runs):
     with pytest.raises(traitlets.TraitError, match="colums"):
         SelectionView(runs, colums=5)
+    with pytest.raises(traitlets.TraitError, match="temprature"):
+        ExpertView("pong", temprature=5.0)
 
 
 def test_runs_are_offered_by_what_they_are(runs):

@@ -64,12 +64,16 @@ class ExpertView(View):
         students: dict[str, Run] | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(game=game, expert=str(expert or game), **settings)
+        super().__init__(game=game, expert=str(expert or game))
+        step = settings.pop("step", 0)
+        for trait, value in settings.items():
+            self.set_trait(trait, value)
         self.students = {name: run for name, run in (students or {}).items() if _has_student(run)}
         if student is None:
             student = self.first_student(game)
-        self.student = one_of("student", student, ["", *self.students])
+        self.student = student
         self.play()
+        self.step = step
 
     def first_student(self, game: str) -> str:
         """The first student who plays the game, or "" for none."""
@@ -79,6 +83,7 @@ class ExpertView(View):
         """Play a game with the present settings, and show it from its start."""
         expert, actions = load_expert(self.expert), action_names(self.game)
         check_fits(expert, self.game, self.expert)
+        one_of("student", self.student, ["", *self.students])
         if self.student and self.students[self.student].config["game"] != self.game:
             raise ConfigError(f"the student {self.student!r} does not play {self.game}; choose one that does, or none.")
         recording = load_or_record_game(expert, self.game, steps=self.steps, epsilon=self.epsilon, seed=self.seed)
