@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from aamlib import stats
-from aamlib.files import RunFolderError, first_line
+from aamlib.config import first_line
+from aamlib.files import RunFolderError
 from aamlib.runs import METRICS
 
 # What runs of one game may differ in and still be compared: what is compared, the seed, the horizon, and what does not
@@ -37,7 +38,7 @@ def select_runs(metrics: pd.DataFrame, condition: str) -> pd.DataFrame:
     newest = _newest(metrics)
     try:
         chosen = newest.query(condition)["run"]
-    except Exception as error:  # of other words pandas raises nearly anything
+    except Exception as error:  # pandas raises nearly anything for what is no condition
         raise RunFolderError(
             f"select = {condition!r} is no condition on runs ({first_line(error)}); give one on settings and "
             'metrics, such as "query_fraction == 0.1 and seed < 5".'

@@ -32,6 +32,11 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"allowed: {', '.join(allowed)}."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type's name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def check_game(game: str) -> str:
     """Return `game` if ale-py ships its ROM; raise ConfigError otherwise."""
     if game not in roms.get_all_rom_ids():
@@ -46,9 +51,7 @@ def check_device(device: str) -> str:
     try:
         kind = torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise ConfigError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'."
-        ) from error
+        raise ConfigError(f"device {device!r} cannot be used here ({first_line(error)}); try 'cpu'.") from error
     if kind not in ("cpu", "cuda"):  # Apple's knows no numbers of 16 bytes, by which frames are put in order
         raise ConfigError(f"device {device!r} is not made use of; give 'cpu' or 'cuda'.")
     return device

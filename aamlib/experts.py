@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aamlib.atari import n_actions
-from aamlib.config import nearest
-from aamlib.files import DATA_DIR, first_line, write_bytes
+from aamlib.config import first_line, nearest
+from aamlib.files import DATA_DIR, write_bytes
 from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, reduced_precision
 
 EXPERTS_DIR = DATA_DIR / "experts"
@@ -111,7 +111,7 @@ def _read_sb3(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             content = io.BytesIO(archive.read("policy.pth"))
         saved = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as error:  # of other bytes torch's reader raises nearly anything
+    except Exception as error:  # torch raises nearly anything for bytes of another kind
         raise ExpertError(
             f"{path} is no readable zip of Stable-Baselines3 ({first_line(error)}), and nothing in it was "
             "executed; it may be truncated: fetch or save it again."

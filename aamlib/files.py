@@ -22,6 +22,8 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from aamlib.config import first_line
+
 DATA_DIR = Path(__file__).resolve().parents[1] / "data"
 
 
@@ -68,11 +70,6 @@ def _replace(temporary: Path, path: Path) -> None:
             if time.monotonic() > end:
                 raise
             time.sleep(0.01)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type's name where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def not_hidden(root: Path, pattern: str) -> list[Path]:
@@ -126,7 +123,7 @@ def read_torch(path: str | Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, weights_only=True)
-    except Exception as error:  # of other bytes torch's reader raises nearly anything
+    except Exception as error:  # torch raises nearly anything for bytes of another kind
         raise RunFolderError(f"{path} cannot be read ({first_line(error)}); remove it to start again.") from error
 
 

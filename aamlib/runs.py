@@ -43,6 +43,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aamlib.config import first_line
 from aamlib.files import DATA_DIR, RunFolderError, not_hidden, replacing, write_json
 
 # What metrics.csv records per round, with units.
@@ -281,7 +282,7 @@ def _read_table(path: Path, columns: Collection[str], filled: Collection[str]) -
         content = path.read_bytes()
         table = pd.read_csv(io.BytesIO(content))
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read ({str(error).strip().splitlines()[0]}). {advice}") from error
+        raise RunFolderError(f"{path} cannot be read ({first_line(error)}). {advice}") from error
     if absent := [name for name in columns if name not in table]:
         raise RunFolderError(
             f"{path} has no column {', '.join(absent)}: it was written by another version of aamlib, or is damaged. "

@@ -11,8 +11,8 @@ PACKAGE = Path(aamlib.__file__).parent
 # Each module may import only those before it.
 ORDER = [
     "runtime",
-    "files",
     "config",
+    "files",
     "networks",
     "trunks",
     "acquisition",
