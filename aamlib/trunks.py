@@ -10,7 +10,7 @@ correction, Nagel et al. 2019, arXiv:1906.04721).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,12 +59,9 @@ class PackedTrunk:
         self.dtype = torch.get_autocast_dtype("cpu") if reduced else torch.float32
         with torch.no_grad():
             convolutions, (hidden, weight) = _layers(network)
-            x = torch.zeros(1, *BLOCKS_SHAPE, dtype=self.dtype)
-            self.convolutions = []
-            for module, kernel in convolutions:
-                self.convolutions.append(_Convolution(module, kernel.to(self.dtype), x.shape))
-                x = self.convolutions[-1](x)
+            self.convolutions = [_Convolution(module, kernel.to(self.dtype)) for module, kernel in convolutions]
             self.weight, self.bias = weight.to(self.dtype), hidden.bias.to(self.dtype, copy=True)
+        self(torch.zeros(1, *BLOCKS_SHAPE, dtype=torch.uint8))  # fails here, where torch cannot pack
 
     def __call__(self, states: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
         """The features, (N, 512)."""
@@ -78,19 +75,24 @@ class PackedTrunk:
 class _Convolution:
     """A convolution and its ReLU in one.
 
-    Packed for images of another size than it is given, the weights would be put in order anew at each call.
+    The order in which oneDNN wants the weights depends on the images' size and on how many they are. In another they
+    would be put in order anew at each call, so they are packed once for each shape.
     """
 
-    def __init__(self, module: nn.Conv2d, weight: Tensor, input_shape: Sequence[int]) -> None:
+    def __init__(self, module: nn.Conv2d, weight: Tensor) -> None:
         self.geometry = [0, 0], _strides(module), [1, 1], 1  # padding, stride, dilation, groups
         self.bias = None if module.bias is None else module.bias.to(weight.dtype, copy=True)
         if isinstance(module, PixelConv2d):
             weight = weight / 255
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, list(input_shape))
+        self.weight = weight.clone(memory_format=torch.channels_last)
+        self.packed: dict[torch.Size, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, "relu", [], "")
+        if x.shape not in self.packed:
+            pack = torch.ops.mkldnn._reorder_convolution_weight
+            self.packed[x.shape] = pack(self.weight, *self.geometry, list(x.shape))
+        weight = self.packed[x.shape]
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.geometry, "relu", [], "")
 
 
 @functools.cache
