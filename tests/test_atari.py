@@ -1,5 +1,7 @@
 """Games and their evaluation: scripted games whose scores can be counted, then the emulator itself."""
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
@@ -15,11 +17,11 @@ class ScriptedEnv:
     """A vector environment of one game, the `number`-th that was made, of scripted length."""
 
     def __init__(self, number, settings):
-        self.number, self.settings = number, settings
-        self.t, self.actions, self.closed = 0, [], False
+        self.number, self.settings, self.seeds = number, settings, []
 
     def reset(self, *, seed):
-        [self.seed] = seed.tolist()
+        self.seeds += seed.tolist()
+        self.t, self.actions = 0, []
         return self.observe(), {}
 
     def send(self, action):
@@ -37,12 +39,15 @@ class ScriptedEnv:
         state[0, 0, 0, :2] = self.number, self.t
         return state
 
-    def close(self):
-        self.closed = True
+
+@pytest.fixture
+def no_emulators(monkeypatch):
+    """None is left of earlier games, and none is left to others."""
+    monkeypatch.setattr(atari, "_idle_emulators", defaultdict(list))
 
 
 @pytest.fixture
-def scripted(monkeypatch):
+def scripted(monkeypatch, no_emulators):
     """Scripted games instead of the emulator's; holds those that were made."""
     made = []
 
@@ -70,19 +75,33 @@ def test_each_first_game_counts_whole_and_no_later_one(scripted):
     assert scores.dtype == np.float64
 
 
-def test_evaluation_steps_whole_unclipped_games_of_its_own_and_closes_them(scripted):
+def test_evaluation_steps_whole_unclipped_games_of_its_own(scripted):
     evaluate(number_policy, "pong", episodes=4, max_frames=1234)
     assert len(scripted) == 4
     for env, length in zip(scripted, LENGTHS, strict=True):
         assert env.settings == {"max_frames": 1234, "n_threads": 1}
         assert env.t == length, "a game that is over is not stepped"
-        assert env.closed
+
+
+def test_emulators_play_the_next_games_too(scripted):
+    for episodes in (3, 4, 2):
+        evaluate(number_policy, "pong", episodes, max_frames=1234)
+    assert len(scripted) == 4
+    evaluate(number_policy, "pong", episodes=4, max_frames=4321)
+    assert [env.settings["max_frames"] for env in scripted] == 4 * [1234] + 4 * [4321]
+
+
+def test_games_under_way_share_no_emulator(scripted):
+    first, second = (play(number_policy, "pong", 2, epsilon=0.0, seed=seed) for seed in (0, 1))
+    next(first), next(second)
+    assert len(scripted) == 4
+    assert [len(env.seeds) for env in scripted] == 4 * [1]
 
 
 def test_games_are_seeded_by_the_seed_of_the_evaluation(scripted):
     for seed in (0, 0, 1):
         evaluate(number_policy, "pong", episodes=4, seed=seed)
-    first, again, other = np.reshape([env.seed for env in scripted], (3, 4)).tolist()
+    first, again, other = np.transpose([env.seeds for env in scripted]).tolist()
     assert len(set(first)) == 4
     assert first == again
     assert not set(first) & set(other)
@@ -110,7 +129,6 @@ def test_sampled_states_are_distinct_and_as_many_of_each_game(scripted):
 def test_sampled_states_are_uniform_over_a_game(scripted):
     draws, times = 400, []
     for seed in range(draws):
-        scripted.clear()
         states = sample_states(number_policy, "pong", 3, 3, 0.0, seed)
         times.append(states[2, 0, 0, 1].item())
     shares = np.bincount(times, minlength=6) / draws  # of the 6 states of game 2
@@ -221,7 +239,7 @@ def test_real_scores_are_unclipped():
     np.testing.assert_array_equal(scores % 10, 0)
 
 
-def test_evaluation_repeats_exactly_and_depends_on_its_seed():
+def test_evaluation_repeats_exactly_and_depends_on_its_seed(no_emulators):
     def trace(seed, global_seed):
         """What the policy saw, and the scores."""
         torch.manual_seed(global_seed)  # must not matter
@@ -234,7 +252,7 @@ def test_evaluation_repeats_exactly_and_depends_on_its_seed():
         scores = evaluate(policy, "pong", episodes=3, epsilon=0.5, seed=seed, max_frames=400)
         return torch.cat(seen), scores
 
-    (first, scores), (again, scores_again), (other, _) = trace(0, 1), trace(0, 2), trace(1, 1)
+    (first, scores), (other, _), (again, scores_again) = trace(0, 1), trace(1, 1), trace(0, 2)
     assert torch.equal(first, again)
     np.testing.assert_array_equal(scores, scores_again)
     assert not torch.equal(first, other)
