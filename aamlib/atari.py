@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ FRAMES_PER_STEP = 4
 Policy = Callable[[UInt8[Tensor, "N 4 84 84"]], Float[Tensor, "N A"]]
 
 # By game and longest game, for the next games: to make an emulator takes as long as hundreds of its steps.
-_idle_emulators: defaultdict[tuple[str, int], list[AtariVectorEnv]] = defaultdict(list)
+_idle_emulators: dict[tuple[str, int], list[AtariVectorEnv]] = {}
 atexit.register(_idle_emulators.clear)  # or ale-py reports them as leaks
 
 
@@ -127,8 +126,8 @@ def play(
     ones. A step holds the games still being played, named in `games` (0 to episodes − 1); rewards are not clipped.
     """
     # An emulator for each game: in one vector environment, games that are over would be stepped until the last one is.
-    idle = _idle_emulators[game, max_frames]
-    envs = [idle.pop(0) if idle else make_envs(game, 1, max_frames=max_frames, n_threads=1) for _ in range(episodes)]
+    envs = _idle_emulators.pop((game, max_frames), [])
+    envs += [make_envs(game, 1, max_frames=max_frames, n_threads=1) for _ in range(episodes - len(envs))]
     generator = torch.Generator().manual_seed(seed)
     seeds = np.split(env_seeds(seed, "play", episodes), episodes)
     with ThreadPoolExecutor() as threads:  # to seed an emulator takes 0.1 s
@@ -146,7 +145,7 @@ def play(
         yield Step(states, q_values, actions, rewards, games)
         observations[games] = frames
         games = games[~(terminated | truncated)]
-    idle += envs
+    _idle_emulators[game, max_frames] = envs
 
 
 def evaluate(

@@ -1,7 +1,5 @@
 """Games and their evaluation: scripted games whose scores can be counted, then the emulator itself."""
 
-from collections import defaultdict
-
 import numpy as np
 import pytest
 import torch
@@ -43,7 +41,7 @@ class ScriptedEnv:
 @pytest.fixture
 def no_emulators(monkeypatch):
     """None is left of earlier games, and none is left to others."""
-    monkeypatch.setattr(atari, "_idle_emulators", defaultdict(list))
+    monkeypatch.setattr(atari, "_idle_emulators", {})
 
 
 @pytest.fixture
