@@ -27,7 +27,7 @@ FRAMES_PER_STEP = 4
 
 Policy = Callable[[UInt8[Tensor, "N 4 84 84"]], Float[Tensor, "N A"]]
 
-# By game and longest game, for the next games: to make an emulator takes as long as hundreds of its steps.
+# Of the last games played, by game and max_frames, for the next ones: to make one takes as long as hundreds of steps.
 _idle_emulators: dict[tuple[str, int], list[AtariVectorEnv]] = {}
 atexit.register(_idle_emulators.clear)  # or ale-py reports them as leaks
 
@@ -145,6 +145,7 @@ def play(
         yield Step(states, q_values, actions, rewards, games)
         observations[games] = frames
         games = games[~(terminated | truncated)]
+    _idle_emulators.clear()  # others may never be asked for again
     _idle_emulators[game, max_frames] = envs
 
 

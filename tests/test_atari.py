@@ -87,6 +87,7 @@ def test_emulators_play_the_next_games_too(scripted):
     assert len(scripted) == 4
     evaluate(number_policy, "pong", episodes=4, max_frames=4321)
     assert [env.settings["max_frames"] for env in scripted] == 4 * [1234] + 4 * [4321]
+    assert list(atari._idle_emulators.values()) == [scripted[4:]], "those of other games are not kept"
 
 
 def test_games_under_way_share_no_emulator(scripted):
