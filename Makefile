@@ -16,16 +16,16 @@ BATCH ?= $(CURDIR)/data/runs/$(GRID)
 .PHONY: run batch test lab expert sample figures bench check format clean
 
 run: $(READY)  ## Watch a student learn: PRESET, GAME, ACQUISITION, RUN (the run's folder) and ARGS can be set
-	@mkdir -p $(RUN)
-	$(BIN)/papermill notebooks/02_run_experiment.ipynb $(RUN)/notebook.ipynb -k python3 --no-progress-bar \
+	@mkdir -p "$(RUN)"
+	$(BIN)/papermill notebooks/02_run_experiment.ipynb "$(RUN)/notebook.ipynb" -k python3 --no-progress-bar \
 		--stdout-file /dev/stdout --stderr-file /dev/stderr \
-		-p preset $(PRESET) -p game $(GAME) -p acquisition $(ACQUISITION) -p run_dir $(RUN) $(ARGS)
+		-p preset $(PRESET) -p game $(GAME) -p acquisition $(ACQUISITION) -p run_dir "$(RUN)" $(ARGS)
 	@echo "       notebook: $(RUN)/notebook.ipynb"
 
 batch: $(READY)  ## Run the grid notebooks/grids/$(GRID).toml and compare its runs; BATCH: their folder
-	$(BIN)/python -m aamlib.batch notebooks/grids/$(GRID).toml $(BATCH)
-	$(BIN)/papermill notebooks/04_compare_runs.ipynb $(BATCH)/compare.ipynb -k python3 --no-progress-bar \
-		-p runs $(BATCH) -p figures $(BATCH)/figures
+	$(BIN)/python -m aamlib.batch notebooks/grids/$(GRID).toml "$(BATCH)"
+	$(BIN)/papermill notebooks/04_compare_runs.ipynb "$(BATCH)/compare.ipynb" -k python3 --no-progress-bar \
+		-p runs "$(BATCH)" -p figures "$(BATCH)/figures"
 
 test: $(READY) check  ## All checks and tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0
@@ -39,7 +39,7 @@ expert: $(READY)  ## Train an expert for GAME and bundle it, unless there is one
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/01_train_expert.ipynb data/runs/expert-$(GAME).ipynb -k python3 --no-progress-bar \
 		--stdout-file /dev/stdout --stderr-file /dev/stderr \
-		-p game $(GAME) -p output $(CURDIR)/data/experts/$(GAME).safetensors
+		-p game $(GAME) -p output "$(CURDIR)/data/experts/$(GAME).safetensors"
 
 sample: $(READY)  ## Make the sample runs in data/sample/ again, with the bundled expert
 	$(BIN)/python -m aamlib.sample
@@ -47,14 +47,14 @@ sample: $(READY)  ## Make the sample runs in data/sample/ again, with the bundle
 figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables of results in README.md, from data/results/
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare.ipynb -k python3 --no-progress-bar \
-		-p readme $(CURDIR)/README.md
+		-p readme "$(CURDIR)/README.md"
 	$(BIN)/papermill notebooks/06_uncertain_frames.ipynb data/runs/frames.ipynb -k python3 --no-progress-bar \
-		--stdout-file /dev/stdout -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs $(CURDIR)/plots
+		--stdout-file /dev/stdout -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs "$(CURDIR)/plots"
 
 bench: $(READY)  ## Measure speed against the machine's limits; nothing else should be busy
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/08_benchmark.ipynb data/runs/benchmark.ipynb -k python3 --no-progress-bar \
-		--stdout-file /dev/stdout --stderr-file /dev/stderr -p readme $(CURDIR)/README.md
+		--stdout-file /dev/stdout --stderr-file /dev/stderr -p readme "$(CURDIR)/README.md"
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -56,7 +56,7 @@ def run_batch(
         Folder of the run folders; on a cluster, one that all workers see under the same path.
     side_by_side, threads:
         Cells at a time on this machine, and processor threads for each. None: as many cells as there are processors,
-        and an equal share of the processors for each.
+        and an equal share of the processors for each. With a scheduler give threads alone, or None for one.
     measure_first:
         Choose both by `measure_layouts`, with the game, expert and function of the first cell. Takes a few minutes of a
         machine that should have no other work.
@@ -73,6 +73,8 @@ def run_batch(
         raise ConfigError(
             "measure_first chooses side_by_side and threads on this machine; give neither, nor a scheduler."
         )
+    if scheduler and side_by_side:
+        raise ConfigError("a scheduler's workers set how many cells run side by side; leave side_by_side out.")
     for name, value, least in (("side_by_side", side_by_side, 1), ("threads", threads, 1), ("retries", retries, 0)):
         if value is not None and value < least:
             raise ConfigError(f"{name} = {value} is out of range; give at least {least}.")
@@ -83,7 +85,7 @@ def run_batch(
         check_settings(cell.run_dir, cell.config.asdict())
     if measure_first and unfinished:
         side_by_side, threads = _fastest_layout(cells[0])
-    processors = _processors()
+    processors = 1 if scheduler else _processors()  # its workers' machines may have others than this one
     side_by_side = side_by_side or max(1, min(len(unfinished), processors // (threads or 1)))
     threads = threads or max(1, processors // side_by_side)
 
@@ -213,7 +215,7 @@ class BatchView:
                 self.say(f"{cell.name}: score {now['score']:.2f} after {now['agent_steps']:,} agent steps")
         table = pd.DataFrame(rows).set_index("cell")
         counts = table["state"].value_counts()
-        self.bar.n = self.rounds(states)
+        self.bar.n = self.rounds([name for name, state in states.items() if state != "interrupted"])
         self.bar.set_description(", ".join(f"{counts.get(s, 0)} {s}" for s in ("done", "running", "failed", "waiting")))
         if self.table is not None:
             self.table.update(table[table["state"] != "waiting"])
@@ -262,6 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler; without it, this machine")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="of a cell whose kernel is lost")
     options = vars(parser.parse_args(arguments))
+    if options["measured"] and not options["dry_run"]:
+        parser.error("--measured is for the estimates of a --dry-run; give both or neither.")
     grid, out, measured = options.pop("grid"), options.pop("out"), options.pop("measured")
     try:
         if options.pop("dry_run"):

@@ -12,6 +12,11 @@ import pandas as pd
 from aamlib.experts import EXPERTS_DIR, ExpertError, expert_path
 from aamlib.files import write_bytes
 
+_OF_A_TRAINING = {
+    *("agent_steps", "wall_time_seconds", "seed", "settings", "weights_sha256"),
+    *("scores", "score_mean", "score_standard_error", "score_seed", "random_score_mean"),
+}
+
 
 def read_card(name: str | Path) -> dict[str, Any]:
     """The card beside an expert's weights; empty if there is none."""
@@ -28,7 +33,7 @@ def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
 def _cards(folder: Path) -> dict[str, dict[str, Any]]:
     """The cards of a folder's experts by name; those that nobody trained with notebook 1 are left out."""
     cards = {path.stem: read_card(path) for path in sorted(folder.glob("*.safetensors"))}
-    return {name: card for name, card in cards.items() if {"scores", "weights_sha256"} <= card.keys()}
+    return {name: card for name, card in cards.items() if card.keys() >= _OF_A_TRAINING}
 
 
 def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:

@@ -217,12 +217,12 @@ class ExperimentConfig(Config):
         "of matrix products; auto: the faster of the two, and int8 for acting and most scores of large pools",
         choices=("auto", "float32", "bfloat16"),
     )
-    device: str = setting("cpu", "torch device, such as cpu or cuda")
+    device: str = setting("cpu", "torch device, such as cpu or cuda; auto takes CUDA where there is one")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_game(self.game)
-        check_device(self.device)
+        object.__setattr__(self, "device", check_device(self.device))
         for name in ("pool_size", "round_steps", "warmup_steps"):
             if (value := getattr(self, name)) % self.n_envs:
                 near = max(1, round(value / self.n_envs)) * self.n_envs

@@ -44,11 +44,13 @@ def load_probes(
     the hash of its weights; anew only for longer games (`max_game_frames`) than before. Raises RunFolderError if the
     file cannot be read or written.
     """
-    path = folder / f"{config.game}-probe-sets-{fingerprint(expert)[:12]}-{config.probe_states}.zst"
-    if spare is not None and not path.exists() and not os.access(folder, os.W_OK):
-        path = spare / path.name
-    arrays = load_arrays(path) if path.exists() else {}
-    if not arrays or arrays.pop("max_game_frames") < config.max_game_frames:
+    file_name = f"{config.game}-probe-sets-{fingerprint(expert)[:12]}-{config.probe_states}.zst"
+    arrays: dict[str, np.ndarray] = {}
+    for path in (place / file_name for place in (folder, spare) if place is not None):
+        if path.exists() and (kept := load_arrays(path)).pop("max_game_frames") >= config.max_game_frames:
+            arrays = kept
+            break
+    if not arrays:
         games = min(_PROBE_GAMES, config.probe_states)
         for name, epsilon in (("expert", 0.05), ("random", 1.0)):
             states = sample_states(
@@ -57,7 +59,8 @@ def load_probes(
             )  # fmt: skip
             arrays[name] = states.numpy()
             arrays[f"{name}_q"] = label(expert, states, config.device).numpy()
-        save_arrays(path, {**arrays, "max_game_frames": np.array(config.max_game_frames)})
+        place = folder if spare is None or os.access(folder, os.W_OK) else spare
+        save_arrays(place / file_name, {**arrays, "max_game_frames": np.array(config.max_game_frames)})
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {name: Probe(tensors[name], tensors[f"{name}_q"]) for name in ("expert", "random")}
 

@@ -314,7 +314,7 @@ class Distillation:
             self.metrics, self.evaluations = saved["metrics"], saved["evaluations"]
             self.n_saved = len(self.metrics)
             self.resumed = True
-        runs.open_run(self.run_dir, self.config.asdict())  # not before it is sure that the run can go on
+        write_json(self.run_dir / "config.json", self.config.asdict())  # not before it is sure that the run can go on
         self.precision, self.use_int8 = way_to_compute(self.config, starts)
         runs.record_start(
             self.run_dir, threads=torch.get_num_threads(), round=self.round, expert_sha256=expert_hash,

@@ -63,7 +63,8 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
     ----------
     source:
         A bundled name ("pong"); a file of `save_expert`; a DQN of Stable-Baselines3 with NatureCNN, as a zip file or as
-        "hub:sb3/dqn-PongNoFrameskip-v4" (needs the extra `hub`); or a module of your own.
+        "hub:sb3/dqn-PongNoFrameskip-v4" (needs the extra `hub`); or a module of your own, which runs know again by
+        its `state_dict`.
 
     Returns
     -------
@@ -76,9 +77,14 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
         states to Q-values.
     """
     if isinstance(source, nn.Module):
-        expert = source.eval()
-        if not hasattr(expert, "n_actions"):
-            expert.n_actions = _count_actions(expert)  # type: ignore[assignment]
+        expert, counted = source.eval(), _count_actions(source)
+        if (claimed := getattr(expert, "n_actions", None)) is None:
+            expert.n_actions = counted  # type: ignore[assignment]
+        elif claimed != counted:
+            raise ExpertError(
+                f"the module {type(expert).__name__} has n_actions = {claimed}, but returned {counted} Q-values a "
+                "state; make them agree."
+            )
     else:
         path = expert_path(source)
         weights = _read_sb3(path) if path.suffix == ".zip" else _read_safetensors(path)

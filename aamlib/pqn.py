@@ -23,9 +23,9 @@ from tqdm import tqdm
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
 from aamlib.config import MAX_SEED, Config, check_device, check_game, setting
 from aamlib.experts import ExpertError, load_expert
-from aamlib.files import lock_run, read_torch, write_csv, write_torch
+from aamlib.files import lock_run, read_torch, write_csv, write_json, write_torch
 from aamlib.networks import STACK_SHAPE, NatureDQN, clear_moments, fastest_precision, reduced_precision
-from aamlib.runs import check_settings, open_run
+from aamlib.runs import check_settings
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     with torch.random.fork_rng(devices=[]), lock_run(run_dir) as run_dir:
         check_settings(run_dir, config.asdict())
         training = Training(config, run_dir)
-        open_run(run_dir, config.asdict())
+        write_json(run_dir / "config.json", config.asdict())
         return training.run()
 
 
@@ -152,6 +152,7 @@ class Training:
                         f"{self.step:>11,} steps: evaluation {score:7.1f}, training {self.training_score():7.1f}"
                     )
                     self.save()
+        write_csv(self.curve_path, pd.DataFrame(self.curve))  # what was last saved may have been the checkpoint alone
         self.envs.close()
         self.network.load_state_dict(self.average.module.state_dict())
         return self.network.cpu().eval()

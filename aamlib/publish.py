@@ -53,7 +53,7 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
                 target.rename(before)
             try:
                 copy.rename(target)
-            except OSError:
+            except BaseException:  # an interrupt too
                 if before.exists():
                     before.rename(target)
                 raise
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--selections", type=_count, default=0, metavar="N", help="rounds whose frames go with each run"
     )
     options = parser.parse_args(arguments)
-    out = options.out or DATA_DIR / "results" / options.runs.absolute().name
+    out = options.out or DATA_DIR / "results" / options.runs.resolve().name
     try:
         for name, folder in find_runs([options.runs]).items():
             run = Run(folder)

@@ -92,12 +92,6 @@ ENDED = ("finished", "label budget used")  # states of a run that has nothing le
 MAY_RAISE = ("total_steps", "label_budget")  # settings with which a run goes on when they are higher than before
 
 
-def open_run(run_dir: Path, settings: Mapping[str, Any]) -> None:
-    """Record the settings in config.json, after `check_settings`."""
-    check_settings(run_dir, settings)
-    write_json(run_dir / "config.json", dict(settings))
-
-
 def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
     """Raise RunFolderError, naming each setting that differs, if the folder was made with settings other than these.
 
@@ -107,7 +101,7 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
         return
 
     def raised(name: str) -> bool:
-        limited = name in MAY_RAISE and before.get(name) is not None
+        limited = name in MAY_RAISE and name in settings and before.get(name) is not None
         return limited and (settings[name] is None or settings[name] > before[name])
 
     before = read_config(run_dir)

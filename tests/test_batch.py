@@ -277,6 +277,16 @@ def test_the_command_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert batch.main([str(tmp_path / "none.toml"), str(tmp_path / "out")]) == 2
     assert "cannot read the grid" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        batch.main([str(grid), str(tmp_path / "out"), "--measured", str(tmp_path)])
+    assert "--measured is for the estimates of a --dry-run" in capsys.readouterr().err
+
+
+def test_of_a_stopped_batch_the_bar_shows_what_is_done(cells):
+    grid = cells(seeds=2, acquisition=["bald"])
+    with batch.BatchView(grid, None) as view:
+        view.update({grid[0].name: "failed", grid[1].name: "interrupted"}, last=True)
+        assert view.bar.n == grid[0].config.n_rounds
 
 
 # On Dask
@@ -354,6 +364,9 @@ def test_a_killed_worker_and_a_restarted_scheduler_lose_nothing(cells, tmp_path,
         if "random" in cell.name:
             assert len(events(cell, "start")) >= 2
     assert run_batch(grid, tmp_path / "out", scheduler=ADDRESS)["attempts"].sum() == 2, "the failed ones, once more"
+    assert {events(cell, "threads")[-1] for cell in grid} == {1}
+    with pytest.raises(aamlib.ConfigError, match="leave side_by_side out"):
+        run_batch(grid, tmp_path / "out", scheduler=ADDRESS, side_by_side=2)
 
 
 def test_a_scheduler_that_does_not_answer_is_said(cells, tmp_path, monkeypatch):

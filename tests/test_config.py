@@ -229,6 +229,7 @@ def test_a_run_that_ends_within_the_warm_up_is_refused():
 def test_games_and_devices_that_can_be_used_are_returned():
     assert check_game("ms_pacman") == "ms_pacman"
     assert check_device("cpu") == "cpu"
+    assert ExperimentConfig(device="auto").device == check_device("auto")
 
 
 def test_long_runs_record_fewer_states_a_round_so_that_their_folders_stay_small():

@@ -349,6 +349,16 @@ def test_module_that_gives_no_q_values_is_refused(module, reason):
         load_expert(module)
 
 
+def test_module_with_another_number_of_actions_than_it_says_is_refused():
+    module = Bright()
+    module.n_actions = 4
+    with pytest.raises(ExpertError, match="Bright has n_actions = 4, but returned 6 Q-values a state"):
+        load_expert(module)
+    module.n_actions, module.layer = 6, module.layer.double()
+    with pytest.raises(ExpertError, match="Bright failed"):
+        load_expert(module)
+
+
 def test_fingerprint_is_that_of_the_weights_alone(saved, network):
     assert fingerprint(load_expert(saved)) == fingerprint(network)
     assert fingerprint(network) != fingerprint(NatureDQN(6))
@@ -361,7 +371,7 @@ def test_a_module_with_tied_weights_has_a_fingerprint(network):
 
 def test_weights_that_nobody_trained_here_are_left_out_of_the_table(tmp_path, network):
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    aamlib.save_expert(tmp_path / "own.safetensors", network, {"game": "pong"})
+    aamlib.save_expert(tmp_path / "own.safetensors", network, {"game": "pong", "scores": [1.0], "score_mean": 1.0})
     assert aamlib.cards.card_table(tmp_path).empty
     assert "foreign" not in aamlib.cards.write_readme(tmp_path).read_text()
 

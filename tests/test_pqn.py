@@ -79,6 +79,9 @@ def test_an_interrupted_training_goes_on_from_its_last_evaluation(small, tmp_pat
     assert curve["agent_steps"].tolist() == [256, 512, 768]
     assert (np.diff(curve["seconds"]) > 0).all()
     assert not expert.training
+    (tmp_path / "curve.csv").unlink()
+    aamlib.train_expert(small, tmp_path)
+    assert len(np.genfromtxt(tmp_path / "curve.csv", delimiter=",", names=True)) == 3, "written with nothing left to do"
 
 
 @pytest.mark.slow

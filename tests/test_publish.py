@@ -78,17 +78,26 @@ def test_refusals_are_sentences_and_nothing_is_lost(sample, tmp_path, capsys):
     assert "'-1' is no number of rounds; give 0 or more" in capsys.readouterr().err
 
 
-def test_what_was_published_before_is_put_back_if_the_new_cannot_be_moved_there(sample, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("reason", "raised"),
+    [
+        (OSError(28, "No space left on device"), pytest.raises(aamlib.RunFolderError, match="published as .*No space")),
+        (KeyboardInterrupt(), pytest.raises(KeyboardInterrupt)),
+    ],
+)
+def test_what_was_published_before_is_put_back_if_the_new_cannot_be_moved_there(
+    sample, tmp_path, monkeypatch, reason, raised
+):
     before = names(publish.publish(sample, tmp_path / "run", selections=1).dir)
     rename = Path.rename
 
     def fail(path, target):
         if path.name == "run" and path.parent.name.startswith(".run."):
-            raise OSError(28, "No space left on device")
+            raise reason
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(aamlib.RunFolderError, match="cannot be published as .*No space left"):
+    with raised:
         publish.publish(sample, tmp_path / "run")
     assert names(tmp_path / "run") == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -6,7 +6,8 @@ import pytest
 
 import aamlib
 from aamlib import files
-from aamlib.runs import METRICS, check_settings, open_run
+from aamlib.files import write_json
+from aamlib.runs import METRICS, check_settings
 
 pytestmark = pytest.mark.slow
 
@@ -34,13 +35,19 @@ def test_what_is_not_there_is_said_in_one_sentence(finished, tmp_path):
 
 
 def test_a_horizon_may_only_be_raised_and_none_is_no_limit(tmp_path):
-    open_run(tmp_path, {"total_steps": 10, "label_budget": 5})
+    write_json(tmp_path / "config.json", {"total_steps": 10, "label_budget": 5})
     check_settings(tmp_path, {"total_steps": 11, "label_budget": None})
     with pytest.raises(aamlib.RunFolderError, match=r"label_budget = 4 \(the folder has 5\)"):
         check_settings(tmp_path, {"total_steps": 10, "label_budget": 4})
-    open_run(tmp_path, {"total_steps": 10, "label_budget": None})
+    write_json(tmp_path / "config.json", {"total_steps": 10, "label_budget": None})
     with pytest.raises(aamlib.RunFolderError, match=r"label_budget = 5 \(the folder has None\)"):
-        open_run(tmp_path, {"total_steps": 10, "label_budget": 5})
+        check_settings(tmp_path, {"total_steps": 10, "label_budget": 5})
+
+
+def test_a_folder_of_another_kind_of_run_is_refused(tmp_path):
+    write_json(tmp_path / "config.json", {"total_steps": 10, "label_budget": 5})
+    with pytest.raises(aamlib.RunFolderError, match=r"label_budget = None \(the folder has 5\)"):
+        check_settings(tmp_path, {"total_steps": 10})
 
 
 def test_a_damaged_selection_is_named(finished, tmp_path):
