@@ -26,6 +26,7 @@ MAY_DIFFER = {
 }
 TREATMENT = ["game", "query_fraction", "acquisition"]
 ALL_GAMES = "all games"
+ANY = "any"
 AREA_OVER = ("agent_steps", "labels_used", "unique_labels")
 
 
@@ -46,6 +47,11 @@ def select_runs(metrics: pd.DataFrame, condition: str) -> pd.DataFrame:
     if chosen.empty:
         raise RunFolderError(f"select = {condition!r} leaves none of the {len(newest)} runs; give another condition.")
     return metrics[metrics["run"].isin(chosen)]
+
+
+def function_of(table: pd.DataFrame) -> pd.Series:
+    """Each row's acquisition function; "any" where the whole pool is asked about: there all are the same run."""
+    return table["acquisition"].where(table["query_fraction"] < 1, ANY)
 
 
 def check_comparable(metrics: pd.DataFrame) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from aamlib.comparison import TREATMENT, to_common_end
+from aamlib.comparison import TREATMENT, function_of, to_common_end
 from aamlib.files import RunFolderError
 from aamlib.runs import Run, find_runs
 from aamlib.selections import all_rounds, choices, was_right
@@ -157,10 +157,7 @@ def full_pool(metrics: pd.DataFrame) -> pd.DataFrame:
 def paired(study: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     """Every row of the study's table, numbered as `point`, with every row of ours of the same treatment."""
     points = study.reset_index(drop=True).rename_axis("point").reset_index()
-    left, right = (
-        table.assign(function=table["acquisition"].where(table["query_fraction"] < 1, "any"))
-        for table in (points, ours)
-    )
+    left, right = (table.assign(function=function_of(table)) for table in (points, ours))
     return left.merge(right, on=["game", "query_fraction", "function"], suffixes=("", "_ours"))
 
 

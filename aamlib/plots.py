@@ -148,14 +148,15 @@ def plot_metric(
 def plot_asked(rounds: pd.DataFrame, column: str, *, ax: Axes | None = None) -> Axes:
     """What each run asked about, running means of ten rounds; dotted, the same of all states in the pools.
 
-    `rounds`: as `aamlib.evidence.per_round`. `column`: asked_indifferent, asked_costly (log), asked_q_gap, or auroc
-    and auroc_decided, without random, whose one half is drawn as chance. A line has gaps where there is no value.
+    The dotted pools are those of the random runs, if there are any, which no function has shaped. `rounds`: as
+    `aamlib.evidence.per_round`. `column`: asked_indifferent, asked_costly (log), asked_q_gap, or auroc and
+    auroc_decided, without random, whose one half is drawn as chance. Ten rounds without a value leave a gap.
     """
     ax, x, colors = ax or plt.gca(), "agent_steps", palette(rounds["acquisition"])
     is_log, is_auroc = column == "asked_costly", column.startswith("auroc")
 
     def running(values: pd.Series) -> pd.Series:
-        means = values.rolling(10, min_periods=1).mean()
+        means = values.rolling(10, min_periods=1).mean().where(values.bfill().notna())
         return means.where(means > 1e-9) if is_log else means  # rolling leaves a rounding error of a zero
 
     for acquisition in in_order(rounds["acquisition"]):
@@ -167,8 +168,10 @@ def plot_asked(rounds: pd.DataFrame, column: str, *, ax: Axes | None = None) -> 
         ax.axhline(0.5, color="0.6", linewidth=1, label="chance")
         ax.set_ylim(0, 1)
     else:
-        pool = running(rounds.groupby(x)[column.replace("asked", "pool")].mean())
-        ax.plot(pool.index, pool, color="0.3", linestyle=":", linewidth=1.2, label="all states in the pools")
+        at_random = rounds[rounds["acquisition"] == "random"]
+        whose, pools = ("random's", at_random) if len(at_random) else ("the", rounds)
+        means = running(pools.groupby(x)[column.replace("asked", "pool")].mean())
+        ax.plot(means.index, means, color="0.3", linestyle=":", linewidth=1.2, label=f"all states in {whose} pools")
     if is_log:
         ax.set_yscale("log")
         _log_ticks(ax.yaxis, FuncFormatter(lambda share, _: percent(share)))
@@ -236,8 +239,7 @@ def plot_phases(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         bars = ax.barh(y, means[column], left=left, label=column.removeprefix("seconds_"), **style)
         left = left + means[column].to_numpy()
     ax.bar_label(bars, labels=[f"{total:.1f}" for total in left], padding=4)
-    ax.margins(x=0.14)
-    ax.set(xlabel="seconds per round, mean")
+    ax.set(xlabel="seconds per round, mean", xlim=(0, 1.14 * left.max()))
     ax.legend(ncols=len(columns), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize="small")
     return ax
 
@@ -323,18 +325,16 @@ def mosaic(stacks: np.ndarray, columns: int = 10) -> np.ndarray:
     return grid.reshape(frames, rows * (height + 2), -1)
 
 
-def gif_bytes(stacks: np.ndarray, *, columns: int = 10, scale: int = 1, milliseconds: int = 250) -> bytes:
+def gif_bytes(stacks: np.ndarray, *, columns: int = 10, scale: int = 1) -> bytes:
     """A GIF of the `mosaic` of stacks of frames, uint8 (N, 4, 84, 84), that runs through each state's four frames."""
     images = [Image.fromarray(image) for image in mosaic(stacks, columns)]
     images = [image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) for image in images]
     buffer = io.BytesIO()
-    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=250, loop=0)
     return buffer.getvalue()
 
 
-def write_gif(
-    path: str | Path, stacks: np.ndarray, *, columns: int = 10, scale: int = 1, milliseconds: int = 250
-) -> Path:
+def write_gif(path: str | Path, stacks: np.ndarray, *, columns: int = 10, scale: int = 1) -> Path:
     """Write `gif_bytes` atomically; returns the path. Raises RunFolderError when it cannot be written."""
-    write_bytes(path, gif_bytes(stacks, columns=columns, scale=scale, milliseconds=milliseconds))
+    write_bytes(path, gif_bytes(stacks, columns=columns, scale=scale))
     return Path(path)

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from aamlib import stats
-from aamlib.comparison import AREA_OVER, TREATMENT, percent
+from aamlib.comparison import ANY, AREA_OVER, TREATMENT, percent
 from aamlib.evidence import paired
 
 
 def areas_as_text(summary: pd.DataFrame) -> pd.DataFrame:
     """The areas over agent steps of the `summary` for people: a row per game and share, functions as columns.
 
-    Of the whole pool there is nothing to choose, and one function's run stands for all.
+    Of the whole pool there is nothing to choose, and any function's run stands for all.
     """
     text = as_text(summary).rename(columns={"area over agent steps": "area"}).join(summary["query_fraction"])
     start, end = (summary[f"{end}_agent_steps"].map(_thousands) for end in ("start", "end"))
@@ -24,6 +24,7 @@ def areas_as_text(summary: pd.DataFrame) -> pd.DataFrame:
     table = text.pivot(index=["game", "query_fraction", "share", "agent steps"], columns="function", values="area")
     whole_pool = table.index.get_level_values("query_fraction") == 1
     table[whole_pool] = table[whole_pool].bfill(axis=1).ffill(axis=1)
+    table = table[[name for name in table if name != ANY] or [ANY]]
     return table.fillna("not run").reset_index().drop(columns="query_fraction")
 
 

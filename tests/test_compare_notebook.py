@@ -31,6 +31,7 @@ def test_many_seeds_of_several_games(tmp_path):
     names |= {"pong_MC_10_asked.png", "all_games_areas.png", "pong_shares.png", "comparison.md", "comparison.csv"}
     assert {path.name for path in figures.iterdir()} == names
     table = pd.read_csv(figures / "comparison.csv")
+    assert table["acquisition"].tolist() == ["bald", "random", "bald", "random", "any"]
     assert table["seeds"].tolist() == [5, 5, 5, 5, 1]
     assert table["area_labels_used_low"].notna().tolist() == [True] * 4 + [False]
     text = (figures / "comparison.md").read_text()

@@ -329,8 +329,13 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
     assert list(areas.columns) == ["game", "share", "agent steps", "bald", "random"]
     assert areas["agent steps"].tolist() == ["0k–0k"] * 2
     assert areas[["bald", "random"]].to_numpy().tolist() == [["0.33", "not run"], ["not run", "0.10"]]
-    whole_pool = pd.concat([curves, random.assign(query_fraction=1.0)])
-    assert report.areas_as_text(comparison.summary(whole_pool)).loc[1, ["bald", "random"]].tolist() == ["0.10"] * 2
+    whole_pool = pd.concat([curves, random, table([0.1] * 3, seed=4).assign(query_fraction=1.0)])
+    whole_pool["acquisition"] = comparison.function_of(whole_pool)
+    areas = report.areas_as_text(comparison.summary(whole_pool))
+    assert list(areas.columns) == ["game", "share", "agent steps", "bald", "random"]
+    assert areas.loc[2, ["bald", "random"]].tolist() == ["0.10"] * 2
+    alone = whole_pool[whole_pool["query_fraction"] == 1]
+    assert report.areas_as_text(comparison.summary(alone)).loc[0, "any"] == "0.10"
 
 
 def test_a_few_seeds_carry_the_noise_of_their_games_and_five_an_interval(tmp_path):

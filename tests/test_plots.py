@@ -151,6 +151,26 @@ def test_phases_are_stacked_means_over_rounds_without_the_warm_up(ax):
     metrics = metrics.assign(seconds_act=[100.0, 2.0, 4.0], seconds_evaluate=[np.nan, np.nan, 10.0])
     plots.plot_phases(metrics, ax=ax)
     assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 3), (3, 5)]
+    assert ax.get_xlim()[1] > 8, "room for the number at the bar's end"
+
+
+def test_what_was_asked_stands_beside_the_pools_that_no_function_has_shaped(ax):
+    steps = {"agent_steps": [1, 2, 3], "round": [1, 2, 3]}
+    entropy = pd.DataFrame({**steps, "run": "a", "acquisition": "entropy", "asked_costly": 0.1, "pool_costly": 0.8})
+    random = pd.DataFrame({**steps, "run": "b", "acquisition": "random", "asked_costly": 0.2, "pool_costly": 0.2})
+    plots.plot_asked(pd.concat([entropy, random]), "asked_costly", ax=ax)
+    assert ax.get_lines()[-1].get_label() == "all states in random's pools"
+    assert ax.get_lines()[-1].get_ydata().tolist() == pytest.approx([0.2] * 3)
+    plots.plot_asked(entropy, "asked_costly", ax=ax)
+    assert ax.get_lines()[-1].get_label() == "all states in the pools"
+    assert ax.get_lines()[-1].get_ydata().tolist() == pytest.approx([0.8] * 3)
+
+
+def test_a_running_mean_ends_with_its_last_value(ax):
+    values = [np.nan, 0.6, np.nan, 0.8, np.nan]
+    rounds = pd.DataFrame({"agent_steps": range(5), "run": "a", "acquisition": "bald", "auroc": values})
+    plots.plot_asked(rounds, "auroc", ax=ax)
+    assert ax.get_lines()[0].get_ydata().tolist() == pytest.approx([np.nan, 0.6, 0.6, 0.7, np.nan], nan_ok=True)
 
 
 def test_seconds_add_up_to_minutes_per_phase(ax):
