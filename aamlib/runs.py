@@ -11,6 +11,7 @@
 | pool/FIRST-LAST.zst         | frames, one segment per round, dropped when no longer in the pool                |
 | progress.json               | where the run stands, rewritten each round                                       |
 | run.lock                    | held while a process works on the run                                            |
+| GAME-probe-sets-*.zst       | probe sets, of an expert that is a module or lies where nothing may be written   |
 
 Notebook 02, a batch, TensorBoard and publishing add:
 
