@@ -62,16 +62,18 @@ def score_pool(
         return acquisition(torch.empty(len(ids), 1, 1), generator=generator)
 
     def score(positions: Int64[Tensor, " M"], trunk: Trunk, batch_size: int = FORWARD_BATCH) -> Float[Tensor, " M"]:
-        parts = []
-        for batch in ids[positions].split(batch_size):
+        # Each batch's scores, kept on their own, could come to lie where the next one's states had found room.
+        scores = torch.empty(len(positions), dtype=torch.float64)
+        for kept, batch in zip(scores.split(batch_size), ids[positions].split(batch_size), strict=True):
             q = student.q_samples(pool.read_blocks(batch).to(config.device), heads=heads, trunk=trunk)  # (N, T, A)
-            parts.append(acquisition(q / config.temperature, generator=generator).cpu())
-            if parts[-1].shape != batch.shape:
+            returned = acquisition(q / config.temperature, generator=generator)
+            if returned.shape != batch.shape:
                 raise ValueError(
-                    f"acquisition {config.acquisition!r} returned scores of shape {tuple(parts[-1].shape)} for "
+                    f"acquisition {config.acquisition!r} returned scores of shape {tuple(returned.shape)} for "
                     f"{len(batch)} states; return one score per state, (N,)."
                 )
-        return torch.cat(parts).double()
+            kept.copy_(returned)
+        return scores
 
     def exact(positions: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
         with reduced_precision("float32", config.device):
