@@ -1,5 +1,6 @@
 """Every notebook is clean as committed, and runs from top to bottom at smoke size."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -98,13 +99,16 @@ def test_train_expert(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_run_experiment(tiny, tmp_path):
-    parameters = {name: value for name, value in tiny.asdict().items() if value is not None}
+@pytest.mark.parametrize("recorded_stacks", [4, 0])
+def test_run_experiment(tiny, tmp_path, recorded_stacks):
+    config = dataclasses.replace(tiny, recorded_stacks=recorded_stacks)
+    parameters = {name: value for name, value in config.asdict().items() if value is not None}
     text = execute("02_run_experiment", tmp_path, run_dir=str(tmp_path / "run"), preset="study", **parameters)
     assert "finished: 800 agent steps" in text
-    for name in ("curves.png", "queried.gif", "metrics.csv"):
+    for name in ("curves.png", "metrics.csv"):
         assert (tmp_path / "run" / name).stat().st_size > 0
         assert name in text
+    assert (tmp_path / "run" / "queried.gif").exists() == ("queried.gif" in text) == bool(recorded_stacks)
 
 
 @pytest.mark.slow
