@@ -186,8 +186,9 @@ class MCDropoutDQN(NatureDQN):
                 heads = self.sample_heads(n_samples, generator)
             n_heads, n_actions, _ = heads.shape
             weight, bias = heads.transpose(0, 1).flatten(0, 1), self.head.bias.repeat_interleave(n_heads)
-            q_values = F.linear((trunk or self.features)(states), weight, bias).float()  # (N, A·T)
-            return q_values.view(-1, n_actions, n_heads).transpose(1, 2)
+            features = (trunk or self.features)(states)
+            q_values = torch.addmm(bias[:, None], weight, features.T).float()  # (A·T, N), as acquisitions take them
+            return q_values.view(n_actions, n_heads, -1).permute(2, 1, 0)
 
 
 @contextlib.contextmanager

@@ -168,6 +168,11 @@ def test_extreme_logits_give_finite_scores(function, dtype):
     assert torch.isfinite(function(signs.to(dtype) * 1e4)).all()
 
 
+@pytest.mark.parametrize("function", UNCERTAINTIES)
+def test_logits_whose_sum_overflows_are_taken(function):
+    assert torch.isfinite(function(torch.full((3, 4, 5), 1e38))).all()
+
+
 # What is refused.
 
 
