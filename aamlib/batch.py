@@ -175,8 +175,11 @@ class BatchView:
         self.table = (
             display(pd.DataFrame(), display_id=True) if shell is not None and hasattr(shell, "kernel") else None
         )
-        rounds = sum(cell.config.n_rounds for cell in cells)
-        self.bar = tqdm(total=rounds, initial=self.rounds(), unit="round", smoothing=0, dynamic_ncols=True)
+        every = 1 if self.table is not None or sys.stderr.isatty() else 60  # seconds; a log keeps each of the bars
+        self.bar = tqdm(
+            total=sum(cell.config.n_rounds for cell in cells), initial=self.rounds(), unit="round", smoothing=0,
+            dynamic_ncols=True, mininterval=every, miniters=0,
+        )  # fmt: skip
         if dashboard:
             self.say(f"Dask dashboard: {dashboard}")
 
@@ -215,8 +218,9 @@ class BatchView:
                 self.say(f"{cell.name}: score {now['score']:.2f} after {now['agent_steps']:,} agent steps")
         table = pd.DataFrame(rows).set_index("cell")
         counts = table["state"].value_counts()
-        self.bar.n = self.rounds([name for name, state in states.items() if state != "interrupted"])
-        self.bar.set_description(", ".join(f"{counts.get(s, 0)} {s}" for s in ("done", "running", "failed", "waiting")))
+        description = ", ".join(f"{counts.get(s, 0)} {s}" for s in ("done", "running", "failed", "waiting"))
+        self.bar.set_description(description, refresh=False)
+        self.bar.update(self.rounds([name for name, state in states.items() if state != "interrupted"]) - self.bar.n)
         if self.table is not None:
             self.table.update(table[table["state"] != "waiting"])
         self.next = time.monotonic() + max(1.0, (time.monotonic() - start) / _SHARE)

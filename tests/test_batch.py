@@ -289,6 +289,17 @@ def test_of_a_stopped_batch_the_bar_shows_what_is_done(cells):
         assert view.bar.n == grid[0].config.n_rounds
 
 
+def test_a_log_is_not_filled_with_bars(cells, capsys):
+    grid = cells(seeds=2, acquisition=["bald"])
+    with batch.BatchView(grid, None) as view:
+        for state in ("running", "failed"):
+            view.next = 0.0  # as if time had passed
+            view.update({grid[0].name: state})
+    bars = capsys.readouterr().err.strip().split("\r")
+    assert len(bars) == 2, "one at the start and one at the end"
+    assert "1 failed" in bars[-1]
+
+
 # On Dask
 
 
