@@ -7,6 +7,7 @@ over the different states labelled was added afterwards.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -212,27 +213,31 @@ def improvements(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     """One row per game, share and pair of functions: how probable it is that `better` has the higher measure.
 
     Of each pair, `better` is the function with the higher probability. Columns game, query_fraction, better, than,
-    seeds (the smaller number), probability, low, high, p (`stats.permutation_p`, corrected for the number of pairs of
-    the game and share by `stats.holm`) and verdict: "better" if p is below 0.05, else "undecided". The interval does
-    not decide: of two equal functions with five seeds each, it lies beside one half once in ten times. Pairs with fewer
-    than `stats.MIN_SEEDS` seeds are left out: nothing can be claimed of them. Of four functions five seeds are just
-    enough for a claim (p of at least 6 · 2/252), of five it takes six.
+    seeds (the smaller number), probability, low, high, p (`stats.permutation_p`, corrected by `stats.holm`) and
+    verdict: "better" if p is below 0.05, else "undecided". Pairs with fewer than `stats.MIN_SEEDS` seeds are left out:
+    nothing can be claimed of them. But p is corrected for all pairs of functions that were run on the game and share:
+    so no claim is taken back because others get their seeds. Of four functions five seeds are just enough for a claim
+    (p of at least 6 · 2/252), of five it takes six. The interval does not decide: of two equal functions with five
+    seeds each, it lies beside one half once in ten times. It is NaN where every run is above every one of the other's,
+    for no resample tells how seldom that could fail.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (game, fraction), functions in _strata(runs, measure).items():
         enough = [name for name, strata in functions.items() if _fewest(strata) >= stats.MIN_SEEDS]
+        pairs = []
         for better, than in itertools.combinations(enough, 2):
             if stats.probability_of_improvement(functions[better], functions[than]) < 0.5:
                 better, than = than, better
             strata = [*functions[better], *functions[than]]
             statistic = _probability(len(functions[better]))
-            low, high = stats.interval(statistic, *strata)
-            row = {"game": game, "query_fraction": fraction, "better": better, "than": than, "seeds": _fewest(strata)}
-            row |= {"probability": float(statistic(*strata)), "low": float(low), "high": float(high)}
-            rows.append({**row, "p": stats.permutation_p(functions[better], functions[than])})
+            low, high = stats.interval(statistic, *strata) if statistic(*strata) < 1 else (np.nan, np.nan)
+            pair = {"game": game, "query_fraction": fraction, "better": better, "than": than, "seeds": _fewest(strata)}
+            pair |= {"probability": float(statistic(*strata)), "low": float(low), "high": float(high)}
+            pairs.append({**pair, "p": stats.permutation_p(functions[better], functions[than])})
+        corrected = stats.holm(np.array([pair["p"] for pair in pairs]), family=math.comb(len(functions), 2))
+        rows += [{**pair, "p": p} for pair, p in zip(pairs, corrected.tolist(), strict=True)]
     columns = ["game", "query_fraction", "better", "than", "seeds", "probability", "low", "high", "p"]
     table = pd.DataFrame(rows, columns=columns)
-    table["p"] = table.groupby(["game", "query_fraction"])["p"].transform(lambda p: stats.holm(p.to_numpy()))
     return table.assign(verdict=np.where(table["p"] < stats.SIGNIFICANT, "better", "undecided"))
 
 
@@ -267,11 +272,12 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
 
     Columns game, query_fraction, acquisition, seeds; at the common end of the share's runs agent_steps, labels_used and
     unique_labels (mean over seeds), score and normalised (of the last three evaluations, not the best; interquartile
-    mean over seeds); area_agent_steps, area_labels_used and area_unique_labels with _low and _high; score_noise and
-    area_..._noise (standard errors for the games that were played, in the same units); start_agent_steps and
-    end_agent_steps, between which the area is taken; and per threshold, such as 50 %, labels_to_50 (the labels by which
-    half of the seeds had reached it; inf if fewer did), labels_after_50 (that seed's at its evaluation before, 0 if
-    there is none), unique_to_50 and unique_after_50 (the same of different states) and reached_50 (how many seeds did).
+    mean over seeds); area_agent_steps, area_labels_used and area_unique_labels with _low and _high; of score and areas
+    also _min and _max over the seeds, and _noise (the standard error for the games that were played);
+    start_agent_steps and end_agent_steps, between which the area is taken; and per threshold, such as 50 %,
+    labels_to_50 (the labels by which half of the seeds had reached it; inf if fewer did), labels_after_50 (that seed's
+    at its evaluation before, 0 if there is none), unique_to_50 and unique_after_50 (the same of different states) and
+    reached_50 (how many seeds did).
     Runs with too few evaluations for a normalised score are left out, unless there are no others.
     """
     judged = curves.groupby("run")["normalised"].transform("count") > 0
@@ -283,12 +289,14 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     ends = until.assign(**until[smoothed].mask(beyond)).groupby("run").last().groupby(TREATMENT)
     table = ends.size().to_frame("seeds")
     table = table.join(ends[list(AREA_OVER)].mean().astype(int))
-    table = table.join(ends[["smoothed", "normalised"]].agg(_iqm)).join(ends["smoothed_noise"].agg(_noise))
+    table = table.join(ends[["smoothed", "normalised"]].agg(iqm)).join(ends["smoothed_noise"].agg(_noise))
     table = table.rename(columns={"smoothed": "score", "smoothed_noise": "score_noise"})
+    table[["score_min", "score_max"]] = ends["smoothed"].agg(["min", "max"])
     of_areas = area.groupby(TREATMENT)
     table = table.join(of_areas[["start_agent_steps", "end_agent_steps"]].first())
     table = table.join(of_areas[[f"area_{x}_noise" for x in AREA_OVER]].agg(_noise))
     for x in AREA_OVER:
+        table[[f"area_{x}_min", f"area_{x}_max"]] = of_areas[f"area_{x}"].agg(["min", "max"])
         columns = {"iqm": f"area_{x}", "low": f"area_{x}_low", "high": f"area_{x}_high"}
         table = table.join(estimates(area, f"area_{x}").set_index(TREATMENT)[list(columns)].rename(columns=columns))
     for threshold in stats.THRESHOLDS:
@@ -304,7 +312,8 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def _iqm(values: pd.Series) -> float:
+def iqm(values: pd.Series) -> float:
+    """The interquartile mean of a column: `stats.iqm`."""
     return float(stats.iqm(values.to_numpy(float)))
 
 

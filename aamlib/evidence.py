@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from aamlib.comparison import TREATMENT, function_of, to_common_end
+from aamlib.comparison import TREATMENT, function_of, iqm, to_common_end
 from aamlib.files import RunFolderError
 from aamlib.runs import Run, find_runs
 from aamlib.selections import all_rounds, choices, was_right
@@ -127,9 +127,9 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
 def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """The study's scores beside ours at the same agent steps: its table with score_ours and seeds_ours added.
 
-    `study`: columns game, query_fraction, acquisition, agent_steps and score. Ours is the mean over the seeds of the
-    smoothed score nearest to these steps, of runs that went so far; NaN where there is none.
-    Of the whole pool all functions are the same run, so any stands for any.
+    `study`: columns game, query_fraction, acquisition, agent_steps and score. Ours is the interquartile mean over the
+    seeds of the smoothed score nearest to these steps, of runs that went so far; NaN where there is none. Of the whole
+    pool all functions are the same run, so any stands for any.
     """
     ours = curves.assign(end=curves.groupby("run")["agent_steps"].transform("max")).dropna(subset="smoothed")
     pairs = paired(study, ours.drop(columns="score").rename(columns={"smoothed": "score_ours"}))
@@ -142,7 +142,8 @@ def losses_beside_study(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFr
     """The study's losses beside ours: its table with first_ours, last_ours and seeds_ours added.
 
     `study`: columns game, query_fraction, acquisition, first and last, in nats summed over a round's queries. Ours are
-    means over the first and the last `LAST` rounds with a full pool, then over the seeds; NaN where there is none.
+    means over the first and the last `LAST` rounds with a full pool, then interquartile ones over the seeds; NaN where
+    there is none.
     """
     losses = full_pool(metrics).groupby([*TREATMENT, "run"])["loss"]
     ours = losses.agg(first_ours=lambda loss: loss.head(LAST).mean(), last_ours=lambda loss: loss.tail(LAST).mean())
@@ -162,7 +163,7 @@ def paired(study: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
 
 
 def _add_means(study: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The study's table with the means of these columns over the runs of each point, and seeds_ours, their number."""
+    """The study's table with the runs' interquartile means of these columns, and seeds_ours, their number."""
     of_point = runs.groupby("point")[columns]
-    table = study.reset_index(drop=True).join(of_point.mean()).assign(seeds_ours=of_point.size())
+    table = study.reset_index(drop=True).join(of_point.agg(iqm)).assign(seeds_ours=of_point.size())
     return table.assign(seeds_ours=table["seeds_ours"].fillna(0).astype(int))

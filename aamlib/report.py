@@ -31,19 +31,17 @@ def areas_as_text(summary: pd.DataFrame) -> pd.DataFrame:
 def as_text(summary: pd.DataFrame) -> pd.DataFrame:
     """The `summary` for people: intervals in brackets, labels in thousands, from one evaluation to the next.
 
-    Where there are too few seeds for an interval, ± is the standard error for the games that were played.
+    With too few seeds for one, the lowest and the highest; of a single run, ± the standard error for the games played.
     """
     rows = []
     for row in summary.to_dict("records"):
         values: dict[str, Any] = {str(name): value for name, value in row.items()}
         text = {"game": values["game"], "share": percent(values["query_fraction"])}
         text |= {"function": values["acquisition"], "seeds": values["seeds"]}
-        text["score"] = f"{values['score']:.1f}" + _noise(values["score_noise"], ".1f", values["seeds"])
+        text["score"] = _with_width(values, "score", ".1f")
         text["normalised"] = f"{values['normalised']:.2f}"
         for x in AREA_OVER:
-            low, high, noise = (values[f"area_{x}_{name}"] for name in ("low", "high", "noise"))
-            width = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else _noise(noise, ".2f", values["seeds"])
-            text[f"area over {x.replace('_', ' ')}"] = f"{values[f'area_{x}']:.2f}{width}"
+            text[f"area over {x.replace('_', ' ')}"] = _with_width(values, f"area_{x}", ".2f")
         names = [f"{threshold * 100:g}" for threshold in stats.THRESHOLDS]
         for count, name in [*(("labels", name) for name in names), ("unique", names[-1])]:
             after, to = values[f"{count}_after_{name}"], values[f"{count}_to_{name}"]
@@ -124,8 +122,15 @@ def _format(name: str, values: pd.Series) -> Callable[[Any], str]:
     return ("{:.3f}" if values.dtype.kind == "f" else "{}").format
 
 
-def _noise(noise: float, digits: str, seeds: int) -> str:
-    return f" ± {noise:{digits}}" if np.isfinite(noise) and seeds < stats.MIN_SEEDS else ""
+def _with_width(row: dict[str, Any], name: str, digits: str) -> str:
+    """A value of the summary with what its number of seeds can tell of how far off it may be."""
+    text, noise = f"{row[name]:{digits}}", row[f"{name}_noise"]
+    if np.isfinite(low := row.get(f"{name}_low", np.nan)):
+        return f"{text} [{low:{digits}}, {row[f'{name}_high']:{digits}}]"
+    if row["seeds"] == 1:
+        return text + (f" ± {noise:{digits}}" if np.isfinite(noise) else "")
+    few = row["seeds"] < stats.MIN_SEEDS
+    return text + (f" ({row[f'{name}_min']:{digits}} to {row[f'{name}_max']:{digits}})" if few else "")
 
 
 def _thousands(count: float | int) -> str:

@@ -291,7 +291,9 @@ def test_improvements_claim_nothing_below_five_seeds_or_without_a_clear_differen
         ("bald", "entropy"): "better", ("bald", "random"): "undecided", ("random", "entropy"): "better"
     }  # fmt: skip
     assert pairs.loc[("bald", "entropy"), "probability"] == 1
-    assert pairs.loc[("bald", "entropy"), "p"] == pytest.approx(3 * 2 / 252), "the least of three, of 252 exchanges"
+    assert pairs.loc[("bald", "entropy"), ["low", "high"]].isna().all()
+    assert pairs.loc[("bald", "random"), ["low", "high"]].between(0, 1).all()
+    assert pairs.loc[("bald", "entropy"), "p"] == pytest.approx(6 * 2 / 252), "of six pairs, three yet to be tested"
     assert pairs.loc[("bald", "random"), "p"] > 0.05
     assert pairs.loc[("bald", "random"), "probability"] == pytest.approx((2 * 4 + 2 * 2.5 + 1) / 25)
 
@@ -323,12 +325,12 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
     cells = dict(zip(header, line, strict=True))
     assert cells["labels to 50 %"] == "2–3k (2 of 3)"
     assert cells["labels to 75 %"] == "– (1 of 3)"
-    assert cells["area over agent steps"] == "0.33"  # the mean of 0.55, 0.35 and 0.1, without an interval
+    assert cells["area over agent steps"] == "0.33 (0.10 to 0.55)"
     random = table([0.1] * 3, seed=3).assign(acquisition="random", query_fraction=0.9)
     areas = report.areas_as_text(comparison.summary(pd.concat([curves, random])))
     assert list(areas.columns) == ["game", "share", "agent steps", "bald", "random"]
     assert areas["agent steps"].tolist() == ["0k–0k"] * 2
-    assert areas[["bald", "random"]].to_numpy().tolist() == [["0.33", "not run"], ["not run", "0.10"]]
+    assert areas[["bald", "random"]].to_numpy().tolist() == [["0.33 (0.10 to 0.55)", "not run"], ["not run", "0.10"]]
     whole_pool = pd.concat([curves, random, table([0.1] * 3, seed=4).assign(query_fraction=1.0)])
     whole_pool["acquisition"] = comparison.function_of(whole_pool)
     areas = report.areas_as_text(comparison.summary(whole_pool))
@@ -338,13 +340,14 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
     assert report.areas_as_text(comparison.summary(alone)).loc[0, "any"] == "0.10"
 
 
-def test_a_few_seeds_carry_the_noise_of_their_games_and_five_an_interval(tmp_path):
+def test_one_run_carries_the_noise_of_its_games_a_few_their_range_and_five_an_interval(tmp_path):
     write_runs(tmp_path, acquisitions=("bald",), seeds=5, rounds=10)
-    few, five = (
-        report.as_text(comparison.summary(curves)).iloc[0]
-        for curves in (curves_of(tmp_path).query("seed < 2"), curves_of(tmp_path))
+    one, few, five = (
+        report.as_text(comparison.summary(curves_of(tmp_path).query(f"seed < {seeds}"))).iloc[0] for seeds in (1, 2, 5)
     )
-    assert re.fullmatch(r"0\.\d\d ± 0\.0\d", few["area over unique labels"])
-    assert re.fullmatch(r"-?\d+\.\d ± \d\.\d", few["score"])
+    assert re.fullmatch(r"0\.\d\d ± 0\.0\d", one["area over unique labels"])
+    assert re.fullmatch(r"-?\d+\.\d ± \d\.\d", one["score"])
+    assert re.fullmatch(r"0\.\d\d \(0\.\d\d to 0\.\d\d\)", few["area over unique labels"])
+    assert re.fullmatch(r"-?\d+\.\d \(-?\d+\.\d to -?\d+\.\d\)", few["score"])
     assert re.fullmatch(r"0\.\d\d \[0\.\d\d, 0\.\d\d\]", five["area over unique labels"])
-    assert "±" not in five["score"]
+    assert re.fullmatch(r"-?\d+\.\d", five["score"])

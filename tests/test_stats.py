@@ -101,8 +101,9 @@ def test_permutation_p_of_more_ways_than_can_be_tried():
 
 
 def test_holm_by_hand():
-    assert stats.holm(np.array([0.04, 0.01, 0.03])).tolist() == pytest.approx([0.06, 0.03, 0.06])
-    assert stats.holm(np.array([0.5, 0.9])).tolist() == [1, 1]
+    assert stats.holm(np.array([0.04, 0.01, 0.03]), 3).tolist() == pytest.approx([0.06, 0.03, 0.06])
+    assert stats.holm(np.array([0.5, 0.9]), 2).tolist() == [1, 1]
+    assert stats.holm(np.array([0.01]), 6).tolist() == pytest.approx([0.06]), "five are still to be tested"
 
 
 def test_permutation_p_exchanges_runs_within_games_only():
