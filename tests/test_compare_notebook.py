@@ -63,6 +63,16 @@ def test_one_run_with_too_few_evaluations_for_a_smoothed_score(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_too_short_to_share_a_range_with_the_others_is_named(tmp_path):
+    runs, figures = tmp_path / "runs", tmp_path / "figures"
+    for name, rounds in (("long", 12), ("short", 6)):  # three evaluations make one smoothed score
+        write_run(runs / name, rounds=rounds, seed=rounds)
+    text = execute("04_compare_runs", tmp_path, runs=str(runs), references=REFERENCES, figures=str(figures))
+    assert "pong, 10 %: no areas, for short is too short; leave it out with `select`." in text
+    assert "long is too short" not in text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
