@@ -134,6 +134,26 @@ def find_acquisition(name: str) -> Acquisition:
     return function
 
 
+def check_acquisition(name: str, n_samples: int, n_actions: int) -> None:
+    """Try the function on a few random logits. Raises ConfigError if it fails, or does not return their scores."""
+    logits = torch.randn(4, n_samples, n_actions, generator=torch.Generator().manual_seed(0))
+    try:
+        scores = find_acquisition(name)(logits, generator=torch.Generator().manual_seed(0))
+    except ConfigError:
+        raise
+    except Exception as error:  # of a user's own function, which may raise anything
+        raise ConfigError(
+            f"acquisition {name!r} fails: {type(error).__name__}: {error}; it is called as "
+            f"function(logits, generator=generator), here with logits of shape {tuple(logits.shape)}."
+        ) from error
+    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
+        returned = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"type {type(scores).__name__}"
+        raise ConfigError(
+            f"acquisition {name!r} returned scores of {returned} for {len(logits)} states; return one score per state, "
+            "a tensor (N,)."
+        )
+
+
 def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Generator) -> Int64[Tensor, " K"]:
     """Positions of the highest scores, int64 (query_size,); ties at the cut are broken by a seeded random order.
 

@@ -136,6 +136,11 @@ def play(
     while len(games):
         states = torch.from_numpy(observations[games])
         q_values = policy(states.to(device)).cpu()
+        if q_values.shape != (needed := (len(games), n_actions(game))):  # of other actions emulators wait for ever
+            raise ConfigError(
+                f"the policy's Q-values have the shape {tuple(q_values.shape)} where {game} needs {needed}; give a "
+                "policy of this game."
+            )
         actions = epsilon_greedy(q_values, epsilon, generator)
         for i, action in zip(games, np.split(actions, len(games)), strict=True):
             envs[i].send(action)
@@ -183,7 +188,7 @@ def evaluate(
     Raises
     ------
     ConfigError
-        Unknown game, no episodes, or an epsilon outside of [0, 1].
+        Unknown game, no episodes, an epsilon outside of [0, 1], or a policy of another number of actions.
     """
     if episodes < 1 or not 0 <= epsilon <= 1:
         raise ConfigError(

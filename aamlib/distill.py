@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from aamlib import runs
-from aamlib.acquisition import choose, find_acquisition
+from aamlib.acquisition import check_acquisition, choose
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs
 from aamlib.checkpoints import load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
@@ -72,7 +72,6 @@ class Distillation:
 
     def __init__(self, config: ExperimentConfig, run_dir: str | Path, expert: nn.Module | None = None) -> None:
         self.config, self.run_dir = config, Path(run_dir).absolute()
-        find_acquisition(config.acquisition)  # one that does not exist is refused before anything is written
         if expert is None:
             path = expert_path(config.expert or config.game)
             expert, self.probes_dir, expert_name = load_expert(path), path.parent, str(path)
@@ -82,6 +81,7 @@ class Distillation:
         self.states: np.ndarray  # (E, 4, 84, 84), what the environments show
         self.started: np.ndarray  # (E,), whether that is a game's first state
         n_actions = check_fits(self.expert, config.game, expert_name)
+        check_acquisition(config.acquisition, config.n_samples, n_actions)
         self.envs = make_envs(config.game, config.n_envs, max_frames=config.max_game_frames)
         torch.manual_seed(config.seed)
         self.student = MCDropoutDQN(n_actions, dropout=config.dropout).to(config.device)

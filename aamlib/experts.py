@@ -40,12 +40,18 @@ class ExpertError(ValueError):
     """An expert that cannot be loaded or does not fit; the message says why and what to do next."""
 
 
-def save_expert(path: str | Path, network: NatureDQN, card: dict[str, Any]) -> Path:
+def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> Path:
     """Write the weights as safetensors and, beside them, the card as JSON, with the SHA-256 of file and weights added.
 
     The folder must exist. `card` needs "game", and for runs to be compared the expert's "score_mean" and random play's
-    "random_score_mean"; the rest is free. Returns the weights' path. Raises RunFolderError when they cannot be written.
+    "random_score_mean"; the rest is free. Returns the weights' path. Raises RunFolderError when they cannot be written,
+    and ExpertError for another kind of module, which could not be read back.
     """
+    if not isinstance(network, NatureDQN):
+        raise ExpertError(
+            f"a {type(network).__name__} cannot be saved as an expert, only a NatureDQN; give the module itself to "
+            "distill."
+        )
     path = Path(path)
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     content = safetensors.torch.save(weights, {"format": _FORMAT, "game": card["game"]})

@@ -181,7 +181,7 @@ class Run:
         path = self.dir / "selections" / f"{number:06d}.parquet"
         if not path.exists():
             rounds = sorted(int(p.stem) for p in path.parent.glob("*.parquet"))
-            known = f"rounds {rounds[0]} to {rounds[-1]}" if rounds else "no round"
+            known = f"those of {', '.join(map(str, rounds))}" if rounds else "none"
             raise RunFolderError(f"{self.dir} has no selection of round {number}; it has {known}.")
         try:
             table = pd.read_parquet(path)

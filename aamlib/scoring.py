@@ -66,13 +66,7 @@ def score_pool(
         scores = torch.empty(len(positions), dtype=torch.float64)
         for kept, batch in zip(scores.split(batch_size), ids[positions].split(batch_size), strict=True):
             q = student.q_samples(pool.read_blocks(batch).to(config.device), heads=heads, trunk=trunk)  # (N, T, A)
-            returned = acquisition(q / config.temperature, generator=generator)
-            if returned.shape != batch.shape:
-                raise ValueError(
-                    f"acquisition {config.acquisition!r} returned scores of shape {tuple(returned.shape)} for "
-                    f"{len(batch)} states; return one score per state, (N,)."
-                )
-            kept.copy_(returned)
+            kept.copy_(acquisition(q / config.temperature, generator=generator))
         return scores
 
     def exact(positions: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:

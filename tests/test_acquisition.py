@@ -1,6 +1,7 @@
 """Acquisition functions against hand-made values, a slow oracle, baal, and the bounds that theory gives."""
 
 import math
+import sys
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -12,6 +13,7 @@ from hypothesis import given
 from aamlib.acquisition import (
     ACQUISITIONS,
     bald,
+    check_acquisition,
     choose,
     entropy,
     find_acquisition,
@@ -287,3 +289,30 @@ def test_unknown_name_is_told_the_nearest():
 def test_function_that_cannot_be_had_is_an_error(own_module, name, reason):
     with pytest.raises(ConfigError, match=reason):
         find_acquisition(name)
+
+
+@pytest.mark.parametrize("name", ["entropy", "bald", "variation_ratio", "random", "own_acquisition:first_pass"])
+def test_function_that_makes_scores_passes_its_check(own_module, name):
+    check_acquisition(name, n_samples=2, n_actions=3)
+
+
+@pytest.mark.parametrize(
+    ("signature", "body", "reason"),
+    [
+        (
+            "logits",
+            "logits[:, 0, 0]",
+            r"TypeError: .*; it is called as function\(logits, generator=generator\)",
+        ),
+        ("logits, generator", "logits.nothing", "AttributeError: .*nothing"),
+        ("logits, generator", "logits", r"of shape \(4, 2, 3\) for 4 states; return one score per state"),
+        ("logits, generator", "logits[:, 0, 0].sum()", r"of shape \(\) for 4 states"),
+        ("logits, generator", "logits[:, 0, 0].numpy()", "of type ndarray for 4 states"),
+    ],
+)
+def test_function_that_makes_no_scores_is_refused(tmp_path, monkeypatch, signature, body, reason):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "no_scores", raising=False)
+    (tmp_path / "no_scores.py").write_text(f"def function({signature}):\n    return {body}\n")
+    with pytest.raises(ConfigError, match=f"acquisition 'no_scores:function' .*{reason}"):
+        check_acquisition("no_scores:function", n_samples=2, n_actions=3)

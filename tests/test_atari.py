@@ -55,6 +55,7 @@ def scripted(monkeypatch, no_emulators):
         return made[-1]
 
     monkeypatch.setattr(atari, "make_envs", make)
+    monkeypatch.setattr(atari, "n_actions", lambda game: 6)
     return made
 
 
@@ -182,6 +183,12 @@ def test_what_cannot_be_played_is_refused(episodes, epsilon):
         evaluate(number_policy, "pong", episodes, epsilon)
 
 
+@pytest.mark.parametrize("actions", [4, 18])
+def test_policy_with_another_number_of_actions_is_refused(actions):
+    with pytest.raises(ConfigError, match=rf"the shape \(2, {actions}\) where pong needs \(2, 6\)"):
+        evaluate(lambda states: torch.zeros(len(states), actions), "pong", 2)
+
+
 @pytest.mark.parametrize("game", ["pong", "breakout"])
 def test_each_step_pushes_one_new_frame_onto_the_stack(game):
     envs = make_envs(game, 3)
@@ -233,7 +240,7 @@ def test_game_is_truncated_after_max_frames_and_a_new_one_begins():
 
 
 def test_real_scores_are_unclipped():
-    scores = evaluate(no_preference, "ms_pacman", episodes=2, epsilon=1.0, max_frames=400)
+    scores = evaluate(lambda states: torch.zeros(len(states), 9), "ms_pacman", 2, epsilon=1.0, max_frames=400)
     assert (scores >= 10).all()
     np.testing.assert_array_equal(scores % 10, 0)
 

@@ -174,6 +174,12 @@ def test_path_below_a_file_is_an_error_of_the_package(tmp_path, network):
         save_expert(tmp_path / "file" / "expert.safetensors", network, CARD)
 
 
+def test_module_that_could_not_be_read_back_is_not_saved(tmp_path):
+    with pytest.raises(ExpertError, match="a Linear cannot be saved as an expert, only a NatureDQN"):
+        save_expert(tmp_path / "expert.safetensors", torch.nn.Linear(2, 2), CARD)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_card_that_cannot_be_written_leaves_no_weights_behind(tmp_path, network):
     with pytest.raises(TypeError):
         save_expert(tmp_path / "expert.safetensors", network, {"game": "pong", "curve": object()})

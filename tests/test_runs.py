@@ -30,7 +30,7 @@ def test_what_is_not_there_is_said_in_one_sentence(finished, tmp_path):
         aamlib.load_runs(tmp_path)
     with pytest.raises(aamlib.RunFolderError, match=r"no run folder: config\.json"):
         _ = aamlib.Run(tmp_path).config
-    with pytest.raises(aamlib.RunFolderError, match="no selection of round 9; it has rounds 1 to 4"):
+    with pytest.raises(aamlib.RunFolderError, match="no selection of round 9; it has those of 1, 2, 3, 4"):
         finished.selection(9)
 
 
