@@ -234,13 +234,15 @@ def measure_layouts(
     For each layout (side_by_side, threads), runs a few rounds of the preset "quick" with `settings` on top, in `out`.
     None: every layout whose threads are a power of two and fill the processors. Returns per layout
     seconds_per_round (without evaluation) and rounds_per_hour of all runs together. Raises RunFolderError if a run
-    does not get to its end.
+    does not get to its end, or `out` has been measured in before.
     """
     processors = _processors()
     powers = [2**i for i in range(processors.bit_length()) if 2**i <= processors]
     rows = []
     for side_by_side, threads in layouts or [(processors // power, power) for power in powers]:
         folder = Path(out) / f"{side_by_side}x{threads}"
+        if folder.exists():
+            raise RunFolderError(f"{folder} is there, and its runs would not be measured anew; give another folder.")
         shortest = preset("quick") | {"evaluation_episodes": 1} | settings
         shortest["total_steps"] = shortest["warmup_steps"] + rounds * shortest["round_steps"]
         grid = {"seeds": list(range(side_by_side)), "constants": shortest}

@@ -31,9 +31,9 @@ def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cards(folder: Path) -> dict[str, dict[str, Any]]:
-    """The cards of a folder's experts by name; those that nobody trained with notebook 1 are left out."""
+    """The cards of a folder's experts by name; those with a stage that nobody trained with notebook 1 are left out."""
     cards = {path.stem: read_card(path) for path in sorted(folder.glob("*.safetensors"))}
-    return {name: card for name, card in cards.items() if card.keys() >= _OF_A_TRAINING}
+    return {name: card for name, card in cards.items() if all(stage.keys() >= _OF_A_TRAINING for stage in stages(card))}
 
 
 def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -41,8 +42,9 @@ def save_checkpoint(
     weights, state = folder / f"{number:06d}.safetensors", folder / f"{number:06d}.pt"
     write_bytes(weights, safetensors.torch.save({name: tensor.contiguous() for name, tensor in student.items()}))
     write_torch(state, {**content, "labels": pool.labels})
-    files = [weights, state, *_save_pool(run_dir / "pool", pool)]
-    write_json(state.with_suffix(".json"), {path.relative_to(run_dir).as_posix(): file_hash(path) for path in files})
+    known = _hashes_of_segments(run_dir)  # as they were written: by now they could be damaged
+    names = [path.relative_to(run_dir).as_posix() for path in (weights, state, *_save_pool(run_dir / "pool", pool))]
+    write_json(state.with_suffix(".json"), {name: known.get(name) or file_hash(run_dir / name) for name in names})
 
     manifests = sorted(folder.glob("*.json"), reverse=True)
     for manifest in manifests[keep:]:
@@ -116,6 +118,16 @@ def _save_pool(folder: Path, pool: FramePool) -> list[Path]:
         save_arrays(path, pool.segment(first_step, pool.n_steps))
         saved.append(path)
     return saved
+
+
+def _hashes_of_segments(run_dir: Path) -> dict[str, str]:
+    """The hashes that the manifests have of the pool's segments that there are."""
+    known: dict[str, str] = {}
+    for manifest in sorted((run_dir / "checkpoints").glob("*.json")):
+        with contextlib.suppress(ValueError):  # of a damaged one
+            known |= json.loads(manifest.read_text())
+    there = {path.relative_to(run_dir).as_posix() for path in (run_dir / "pool").glob("*.zst")}
+    return {name: digest for name, digest in known.items() if name in there}
 
 
 def _drop_segments(run_dir: Path, first_step: int) -> None:

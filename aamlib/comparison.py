@@ -90,7 +90,7 @@ def _differing(runs: pd.DataFrame, settings: list[str]) -> Iterator[str]:
 
 
 def learning_curves(
-    metrics: pd.DataFrame, evaluations: pd.DataFrame, references: Mapping[str, Mapping[str, float]]
+    metrics: pd.DataFrame, evaluations: pd.DataFrame, references: Mapping[str, Any]
 ) -> pd.DataFrame:
     """One row per run and evaluation: the mean score of its games, and the normalised score.
 
@@ -123,7 +123,8 @@ def learning_curves(
     curves["smoothed_noise"] = np.sqrt(of_run["squared"].transform(_smooth) / 3)
     curves[["normalised", "normalised_noise"]] = np.nan
     for game, rows in curves.groupby("game"):
-        known = references.get(str(game), {})
+        known = references.get(str(game))
+        known = known if isinstance(known, Mapping) else {}
         if absent := [name for name in ("expert", "random play") if not isinstance(known.get(name), int | float)]:
             raise ValueError(
                 f"the references of {game} lack the score of {' and of '.join(absent)}; give references = "

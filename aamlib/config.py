@@ -246,7 +246,7 @@ class ExperimentConfig(Config):
     def recording(self) -> tuple[int, int]:
         """States, and among them states with frames, that a round records of each kind; fewer in long runs.
 
-        So many over the whole run that its folder stays below 50 MB, whatever its horizon.
+        So many over the whole run that its folder stays below 50 MB, unless its horizon is raised later.
         """
         share = min(1, RECORDED_PER_RUN / (self.n_rounds * self.recorded_states))
         return math.ceil(share * self.recorded_states), math.ceil(share * self.recorded_stacks)
@@ -282,4 +282,4 @@ def preset(name: str) -> dict[str, Any]:
     """The settings of a preset, to build an ExperimentConfig on. Raises ConfigError for an unknown name."""
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; {nearest(name, PRESETS)}")
-    return PRESETS[name]
+    return dict(PRESETS[name])

@@ -109,11 +109,11 @@ class Distillation:
             bar = tqdm(total=total, initial=self.agent_steps, unit="step", unit_scale=True, desc=self.run_dir.name)
             with bar, reduced_precision(self.precision, self.config.device):
                 while not self.is_over:
+                    self.report("running")
                     if self.metrics:
                         self.run_round()
                     else:
                         self.warm_up()
-                    self.report("running")
                     bar.set_postfix(score=self.last_score(), labels=f"{self.labels_used:,}", refresh=False)
                     bar.update(self.agent_steps - bar.n)
             if self.seconds:

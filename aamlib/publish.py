@@ -49,9 +49,9 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.dir / name, copy / name)
             write_csv(copy / CHOICES, choices)
-            if target.exists():
-                target.rename(before)
             try:
+                if target.exists():
+                    target.rename(before)
                 copy.rename(target)
             except BaseException:  # an interrupt too
                 if before.exists():

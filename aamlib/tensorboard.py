@@ -9,6 +9,7 @@ No run knows of it: finished runs, the cells of a batch, those of a cluster and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import sys
 import time
@@ -86,7 +87,10 @@ def export(root: str | Path, exported: dict[Path, float]) -> int:
     `exported` keeps the time of change by run folder, from call to call. Raises ConfigError and RunFolderError as
     `write_events` does, and if there are no runs.
     """
-    changed = {run_dir: (run_dir / "metrics.csv").stat().st_mtime for run_dir in find_runs([Path(root)]).values()}
+    changed = {}
+    for run_dir in find_runs([Path(root)]).values():
+        with contextlib.suppress(FileNotFoundError):  # while a run is published anew, it is away for a moment
+            changed[run_dir] = (run_dir / "metrics.csv").stat().st_mtime
     changed = {run_dir: since for run_dir, since in changed.items() if exported.get(run_dir) != since}
     for run_dir in changed:
         write_events(run_dir)

@@ -239,5 +239,8 @@ def open_pool(scheduler: str | None, side_by_side: int, out: str) -> Iterator[_T
     pool = _Dask(scheduler, out) if scheduler else _Threads(side_by_side, out)
     try:
         yield pool
+    except Exception:  # else all cells that wait would be run before it is seen
+        pool.stop()
+        raise
     finally:
         pool.close()

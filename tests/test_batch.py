@@ -223,12 +223,24 @@ def test_layouts_are_compared_by_the_rounds_of_all_runs_together(tmp_path, monke
 
 
 def test_a_layout_that_cannot_be_measured_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "LOCK_SECONDS", 0.01)
-    with (
-        lock_run(tmp_path / "busy" / "1x1" / "seed=0"),
-        pytest.raises(aamlib.RunFolderError, match="1 runs with 1 threads could not be measured: .* in use by another"),
-    ):
+    monkeypatch.setattr(workers, "_execute", lambda cell, threads: Outcome("failed", "in use by another"))
+    with pytest.raises(aamlib.RunFolderError, match="1 runs with 1 threads could not be measured: in use by another"):
         batch.measure_layouts(tmp_path / "busy", [(1, 1)])
+    with pytest.raises(aamlib.RunFolderError, match="1x1 is there, .* give another folder"):
+        batch.measure_layouts(tmp_path / "busy", [(1, 1)])
+
+
+def test_an_error_of_the_batch_itself_is_seen_before_other_cells_are_run(tmp_path, monkeypatch):
+    executed = []
+    monkeypatch.setattr(workers, "_execute", lambda cell, threads: (executed.append(cell), Outcome("done"))[1])
+
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(batch.BatchView, "say", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        run_batch({"seeds": list(range(50)), "constants": {"total_steps": 60_000}}, tmp_path / "out", side_by_side=1)
+    assert len(executed) < 50
 
 
 def test_the_experiments_notebook_and_raised_horizons(tiny, tmp_path):

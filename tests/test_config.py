@@ -216,6 +216,11 @@ def test_settings_of_an_experiment_must_fit_together(settings, message):
         ExperimentConfig(**settings)
 
 
+def test_a_changed_copy_of_a_preset_changes_nothing_for_the_next():
+    preset("quick")["total_steps"] = 5
+    assert preset("quick") == PRESETS["quick"] != preset("quick") | {"total_steps": 5}
+
+
 def test_unknown_preset_is_told_the_nearest():
     with pytest.raises(ConfigError, match="unknown preset 'quik'; did you mean 'quick'"):
         preset("quik")

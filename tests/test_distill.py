@@ -227,6 +227,36 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(interrupt
     assert run.metrics["resumed"].tolist() == [0, 0, 0, 1, 0]
 
 
+def test_frames_damaged_before_a_later_save_are_still_found(tiny, tmp_path, monkeypatch):
+    run_dir, train = tmp_path / "run", Distillation.train
+
+    def damage(self, *arguments):
+        if self.round == 4:
+            segment = max((run_dir / "pool").glob("*.zst"))
+            content = bytearray(segment.read_bytes())
+            content[len(content) // 2] ^= 1
+            segment.write_bytes(content)
+        return train(self, *arguments)
+
+    monkeypatch.setattr(Distillation, "train", damage)
+    assert aamlib.distill(tiny, run_dir).metrics["round"].iloc[-1] == 4
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(aamlib.RunFolderError, match="every checkpoint"):
+        aamlib.distill(dataclasses.replace(tiny, total_steps=2 * tiny.total_steps), run_dir)
+
+
+def test_a_finished_run_with_a_raised_horizon_runs_again(tiny, tmp_path, monkeypatch):
+    run, seen = aamlib.distill(tiny, tmp_path / "run"), []
+    assert run.status == "finished"
+
+    def stopped(self):
+        seen.append(run.status)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Distillation, "run_round", stopped)
+    aamlib.distill(dataclasses.replace(tiny, total_steps=2 * tiny.total_steps), run.dir)
+    assert seen == ["running"]
+
+
 def test_a_run_that_an_earlier_version_began_says_so(interrupted, tiny):
     manifest = interrupted.dir / "checkpoints" / "000003.json"
     state = manifest.with_suffix(".pt")

@@ -78,6 +78,21 @@ def test_refusals_are_sentences_and_nothing_is_lost(sample, tmp_path, capsys):
     assert "'-1' is no number of rounds; give 0 or more" in capsys.readouterr().err
 
 
+def test_an_interrupt_just_after_the_old_was_moved_away_loses_nothing(sample, tmp_path, monkeypatch):
+    before = names(publish.publish(sample, tmp_path / "run", selections=1).dir)
+    rename = Path.rename
+
+    def interrupted(path, target):
+        rename(path, target)
+        if target.name == "before":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish.publish(sample, tmp_path / "run")
+    assert names(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize(
     ("reason", "raised"),
     [
