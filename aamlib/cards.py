@@ -12,9 +12,14 @@ import pandas as pd
 from aamlib.experts import EXPERTS_DIR, ExpertError, expert_path
 from aamlib.files import write_bytes
 
-_OF_A_TRAINING = {
-    *("agent_steps", "wall_time_seconds", "seed", "settings", "weights_sha256"),
-    *("scores", "score_mean", "score_standard_error", "score_seed", "random_score_mean"),
+_OF_A_STAGE = {"agent_steps", "wall_time_seconds", "settings", "score_seed"}
+_OF_A_TRAINING = _OF_A_STAGE | {
+    "seed",
+    "weights_sha256",
+    "scores",
+    "score_mean",
+    "score_standard_error",
+    "random_score_mean",
 }
 
 
@@ -33,7 +38,8 @@ def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
 def _cards(folder: Path) -> dict[str, dict[str, Any]]:
     """The cards of a folder's experts by name; those with a stage that nobody trained with notebook 1 are left out."""
     cards = {path.stem: read_card(path) for path in sorted(folder.glob("*.safetensors"))}
-    return {name: card for name, card in cards.items() if all(stage.keys() >= _OF_A_TRAINING for stage in stages(card))}
+    cards = {name: card for name, card in cards.items() if card.keys() >= _OF_A_TRAINING}
+    return {name: card for name, card in cards.items() if all(stage.keys() >= _OF_A_STAGE for stage in stages(card))}
 
 
 def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:

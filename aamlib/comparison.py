@@ -89,9 +89,7 @@ def _differing(runs: pd.DataFrame, settings: list[str]) -> Iterator[str]:
             yield f"{name} ({', '.join(f'{value} in {count}' for value, count in counts.items())})"
 
 
-def learning_curves(
-    metrics: pd.DataFrame, evaluations: pd.DataFrame, references: Mapping[str, Any]
-) -> pd.DataFrame:
+def learning_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame, references: Mapping[str, Any]) -> pd.DataFrame:
     """One row per run and evaluation: the mean score of its games, and the normalised score.
 
     Parameters

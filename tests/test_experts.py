@@ -401,3 +401,16 @@ def test_the_readme_has_commands_that_train_an_expert_stage_by_stage(tmp_path):
     for stage in given:
         allowed = {"run_dir", "card_seed", *aamlib.PQNConfig.names()}
         assert set(stage) <= allowed
+
+
+@pytest.mark.parametrize("missing", ["settings", "agent_steps"])
+def test_the_table_leaves_out_an_expert_that_went_on_from_an_unknown_training(tmp_path, missing):
+    folder = tmp_path / "experts"
+    folder.mkdir()
+    for name in ("breakout.safetensors", "breakout.json"):
+        shutil.copy(EXPERTS_DIR / name, folder)
+    assert len(aamlib.cards.card_table(folder)) == 1
+    card = aamlib.read_card(folder / "breakout.safetensors")
+    del card["started_from"][missing]
+    (folder / "breakout.json").write_text(json.dumps(card))
+    assert aamlib.cards.card_table(folder).empty
