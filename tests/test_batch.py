@@ -232,7 +232,13 @@ def test_a_layout_that_cannot_be_measured_is_said(tmp_path, monkeypatch):
 
 def test_an_error_of_the_batch_itself_is_seen_before_other_cells_are_run(tmp_path, monkeypatch):
     executed = []
-    monkeypatch.setattr(workers, "_execute", lambda cell, threads: (executed.append(cell), Outcome("done"))[1])
+
+    def execute(cell, threads):
+        executed.append(cell)
+        time.sleep(0.1)
+        return Outcome("done")
+
+    monkeypatch.setattr(workers, "_execute", execute)
 
     def disk_full(*_):
         raise OSError(28, "No space left on device")
