@@ -47,7 +47,8 @@ def test_readme_and_tables_are_drawn_from_the_published_runs(tmp_path):
     readme, figures = tmp_path / "README.md", tmp_path / "figures"
     shutil.copy(root / "README.md", readme)
     files.fill_in(readme, dict.fromkeys(("areas", "comparison", "why", "asked"), ""))
-    execute("04_compare_runs", tmp_path, readme=str(readme), figures=str(figures))
+    text = execute("04_compare_runs", tmp_path, readme=str(readme), figures=str(figures))
+    assert "measured otherwise" not in text
     assert readme.read_text() == (root / "README.md").read_text(), "call make figures"
     assert (figures / "comparison.md").read_text() == (root / "plots" / "comparison.md").read_text()
 
@@ -73,11 +74,21 @@ def test_a_run_too_short_to_share_a_range_with_the_others_is_named(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_card_of_another_kind_of_evaluation_is_said(tmp_path):
+    run = write_run(tmp_path / "run", rounds=4, max_game_frames=20_000)
+    start = {"expert_sha256": aamlib.read_card("pong")["weights_sha256"], "precision": "float32"}
+    files.write_json(run / "environment.json", [start])
+    text = execute("04_compare_runs", tmp_path, runs=str(run), figures=str(tmp_path / "figures"))
+    assert "card was measured otherwise than these runs, which have max_game_frames = 20000;" in text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"run": "data/runs"}, "unknown parameter 'run'; did you mean 'runs'"),
         ({}, "labelled by an expert .* whose scores no card has: give them as references"),
+        ({"references": [15.7, -20.2]}, r"references = \[15.7, -20.2\]; give "),
     ],
 )
 def test_refusals_are_sentences(tmp_path, parameters, message):
