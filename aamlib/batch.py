@@ -58,8 +58,8 @@ def run_batch(
         Cells at a time on this machine, and processor threads for each. None: as many cells as there are processors,
         and an equal share of the processors for each. With a scheduler give threads alone, or None for one.
     measure_first:
-        Choose both by `measure_layouts`, with the game, expert and function of the first cell. Takes a few minutes of a
-        machine that should have no other work.
+        Choose both by `measure_layouts`, with the game, expert and function of the first cell to run. Takes
+        a few minutes of a machine that should have no other work.
     scheduler:
         Address of a Dask scheduler, such as tcp://head:8786, or None for this machine. Its workers set how many cells
         run at a time: start each with one thread (`dask worker --nthreads 1`).
@@ -77,14 +77,14 @@ def run_batch(
         raise ConfigError("a scheduler's workers set how many cells run side by side; leave side_by_side out.")
     for name, value, least in (("side_by_side", side_by_side, 1), ("threads", threads, 1), ("retries", retries, 0)):
         if value is not None and value < least:
-            raise ConfigError(f"{name} = {value} is out of range; give at least {least}.")
+            raise ConfigError(f"{name} = {value!r} cannot be used; give a number of at least {least}.")
     if elsewhere := [cell for cell in cells if cell.run_dir.parent != Path(out).absolute()]:
         raise ConfigError(f"{elsewhere[0].name} was planned in {elsewhere[0].run_dir.parent}, not in {out}; give that.")
     unfinished = {cell.name: cell for cell in cells if not is_done(cell)}
     for cell in unfinished.values():
         check_settings(cell.run_dir, cell.config.asdict())
     if measure_first and unfinished:
-        side_by_side, threads = _fastest_layout(cells[0])
+        side_by_side, threads = _fastest_layout([*unfinished.values()])
     processors = 1 if scheduler else _processors()  # its workers' machines may have others than this one
     side_by_side = side_by_side or max(1, min(len(unfinished), processors // (threads or 1)))
     threads = threads or max(1, processors // side_by_side)
@@ -130,11 +130,13 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _fastest_layout(cell: Cell) -> tuple[int, int]:
-    """The layout in which most rounds of this cell's kind are done in an hour."""
-    alike = {name: getattr(cell.config, name) for name in _MEASURED if getattr(cell.config, name) is not None}
+def _fastest_layout(cells: list[Cell]) -> tuple[int, int]:
+    """The layout in which most rounds of the first cell's kind are done in an hour, by no more cells than there are."""
+    config = cells[0].config
+    alike = {name: getattr(config, name) for name in _MEASURED if getattr(config, name) is not None}
     with tempfile.TemporaryDirectory() as folder:
         table = measure_layouts(folder, **alike)
+    table["rounds_per_hour"] *= table["side_by_side"].clip(upper=len(cells)) / table["side_by_side"]
     ranked = table.sort_values("rounds_per_hour", ascending=False)
     side_by_side, threads = ranked[["side_by_side", "threads"]].to_numpy()[0].tolist()
     print(f"{ranked.round(1).to_string(index=False)}\nCells run {side_by_side} side by side, {threads} threads each.")

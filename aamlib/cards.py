@@ -32,7 +32,7 @@ def read_card(name: str | Path) -> dict[str, Any]:
 def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
     """A card after those of the weights that its training started from, oldest first."""
     before = card.get("started_from")
-    return [*(stages(before) if before else []), card]
+    return [*(stages(before) if before is not None else []), card]  # {}: of weights without a card
 
 
 def _cards(folder: Path) -> dict[str, dict[str, Any]]:
@@ -61,7 +61,7 @@ def card_table(folder: Path = EXPERTS_DIR) -> pd.DataFrame:
                 "SHA-256 of the weights": card["weights_sha256"][:12],
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows or {"expert": []})
 
 
 def _later(card: dict[str, Any], cards: dict[str, dict[str, Any]]) -> str | None:
@@ -96,7 +96,9 @@ def write_readme(folder: Path = EXPERTS_DIR) -> Path:
 
 
 def commands(name: str, card: dict[str, Any]) -> list[str]:
-    """The commands that train and score an expert, one per stage."""
+    """The commands that train and score an expert, one per stage; none if notebook 1 did not train all of them."""
+    if not all(stage.keys() >= _OF_A_STAGE for stage in stages(card)):
+        return []
     folder = f"data/runs/expert-{name}"
     found = []
     for number, stage in enumerate(stages(card), 1):

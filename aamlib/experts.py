@@ -45,14 +45,14 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
 
     The folder must exist. `card` needs "game", and for runs to be compared the expert's "score_mean" and random play's
     "random_score_mean"; the rest is free. Returns the weights' path. Raises RunFolderError when they cannot be written,
-    and ExpertError for another kind of module, which could not be read back.
+    and ExpertError for another kind of module or another ending than .safetensors, which could not be read back.
     """
     if not isinstance(network, NatureDQN):
         raise ExpertError(
             f"a {type(network).__name__} cannot be saved as an expert, only a NatureDQN; give the module itself to "
             "distill."
         )
-    path = Path(path)
+    path = weights_path(path)
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     content = safetensors.torch.save(weights, {"format": _FORMAT, "game": card["game"]})
     hashes = {"sha256": hashlib.sha256(content).hexdigest(), "weights_sha256": fingerprint(network)}
@@ -60,6 +60,13 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
     write_bytes(path, content)
     write_bytes(path.with_suffix(".json"), card_text.encode())
     return path
+
+
+def weights_path(path: str | Path) -> Path:
+    """The path of weights to be written. Raises ExpertError for an ending by which they would not be known again."""
+    if Path(path).suffix != ".safetensors":
+        raise ExpertError(f"an expert's weights cannot be written as {path}; give a name that ends in .safetensors.")
+    return Path(path)
 
 
 def load_expert(source: str | Path | nn.Module) -> nn.Module:

@@ -32,7 +32,7 @@ from aamlib.acquisition import find_acquisition
 from aamlib.config import ConfigError, ExperimentConfig, nearest, preset
 from aamlib.experts import ExpertError, expert_path
 from aamlib.files import DATA_DIR, not_hidden
-from aamlib.runs import count_recorded, find_runs, load_runs
+from aamlib.runs import Run, count_recorded, find_runs, load_runs
 
 EXPERIMENT = DATA_DIR.parent / "notebooks" / "02_run_experiment.ipynb"
 _KEYS = ("preset", "seeds", "constants", "values", "exclude")
@@ -192,8 +192,8 @@ BYTES = {"run": 20.7e6, "pool_state": 72.0, "recorded_state": 58.0}  # checkpoin
 def measured_costs(root: str | Path) -> dict[str, dict[str, float]]:
     """Seconds and bytes per unit of work, as `SECONDS` and `BYTES`, over the run folders below `root`.
 
-    A cost that the runs do not tell, such as that of a game where none was evaluated, keeps its default. Raises
-    RunFolderError if there are no runs.
+    A cost that the runs do not tell, such as that of a game where none was evaluated, or the bytes of published runs,
+    which have lost most of their files, keeps its default. Raises RunFolderError if there are no runs.
     """
     table = load_runs(root)
     rounds = table[table["round"] > 0]
@@ -208,12 +208,12 @@ def measured_costs(root: str | Path) -> dict[str, dict[str, float]]:
         "game": (rounds["seconds_evaluate"].sum(), games),
     }
     sizes, recorded = {"selections": 0, "pool": 0, "": 0}, 0
-    run_dirs = find_runs([Path(root)]).values()
+    run_dirs = [run_dir for run_dir in find_runs([Path(root)]).values() if (run_dir / "pool").exists()]
     for path in itertools.chain.from_iterable(not_hidden(run_dir, "*") for run_dir in run_dirs):
         part = path.parent.name if path.parent.name in sizes else ""
         sizes[part] += path.stat().st_size if path.is_file() else 0
         recorded += count_recorded(path) if part == "selections" else 0
-    pool_states = table.groupby("run")["pool_states"].last().sum()
+    pool_states = sum(Run(run_dir).metrics["pool_states"].iloc[-1] for run_dir in run_dirs)
     volumes = {
         "run": (sizes[""], len(run_dirs)),
         "pool_state": (sizes["pool"], pool_states),

@@ -27,12 +27,16 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
 
     With them goes choices.csv (`aamlib.evidence.tabulate`); the recorded selections of some rounds, spread evenly from
     the first to the last; and the student, for those who want to watch it. Raises RunFolderError if the run has
-    recorded no selection, or the folder holds something other than a run, is the run's own, or cannot be written; what
-    was there is then as it was.
+    not ended or has recorded no selection, or the folder holds something other than a published run, is the run's own,
+    or cannot be written; what was there is then as it was.
     """
     target, numbers = Path(target).resolve(), rounds_of(run)
+    if run.status not in ENDED:
+        raise RunFolderError(f"{run.dir} has not ended ({run.status}); go on with it first.")
     if target == run.dir.resolve():
         raise RunFolderError(f"{target} is the run itself, which publishing would cut down; choose another folder.")
+    if (target / "pool").exists():
+        raise RunFolderError(f"{target} is a run that can go on, and would be cut down; choose another folder.")
     if target.exists() and not (target / "metrics.csv").exists():
         raise RunFolderError(f"{target} is there and holds no run; choose another folder.")
     spread = np.linspace(len(numbers) - 1, 0, min(selections, len(numbers))).round().astype(int)  # of one, the last
@@ -40,7 +44,10 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
     names += [f"selections/{numbers[i]:06d}.parquet" for i in spread]
     if student:
         names.append(f"checkpoints/{run.metrics['round'].iloc[-1]:06d}.safetensors")
-    choices = tabulate(run).round(5)
+    if (run.dir / CHOICES).exists():  # of a published run, which may have kept few of its selections
+        names.append(CHOICES)
+    else:
+        choices = tabulate(run).round(5)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -48,7 +55,8 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
             for name in names:
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.dir / name, copy / name)
-            write_csv(copy / CHOICES, choices)
+            if CHOICES not in names:
+                write_csv(copy / CHOICES, choices)
             try:
                 if target.exists():
                     target.rename(before)
@@ -71,7 +79,7 @@ def _count(text: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns 0, or 2 for a call that cannot be used."""
+    """The command line; returns 0, or 2 if the call cannot be used or a run could not be published."""
     parser = argparse.ArgumentParser(prog="python -m aamlib.publish", description="Publish the runs that have ended.")
     parser.add_argument("runs", type=Path, help="folder of run folders, or a run folder")
     parser.add_argument(
@@ -83,17 +91,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     out = options.out or DATA_DIR / "results" / options.runs.resolve().name
     try:
-        for name, folder in find_runs([options.runs]).items():
+        found = find_runs([options.runs])
+    except RunFolderError as error:
+        print(error, file=sys.stderr)
+        return 2
+    failed = 0
+    for name, folder in found.items():
+        try:
             run = Run(folder)
             if run.status not in ENDED:
                 print(f"{name}: {run.status}, left out")
                 continue
             published = publish(run, out if folder == options.runs else out / name, selections=options.selections)
             print(f"{name}: {published.dir}")
-    except RunFolderError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+        except RunFolderError as error:  # the others are none the worse
+            print(error, file=sys.stderr)
+            failed += 1
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ MAY_RAISE = ("total_steps", "label_budget")  # settings with which a run goes on
 def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
     """Raise RunFolderError, naming each setting that differs, if the folder was made with settings other than these.
 
-    Those in `MAY_RAISE` may be higher than before; None is no limit.
+    Those in `MAY_RAISE` may be higher than before; None is no limit. A run may go on on another device.
     """
     if not (run_dir / "config.json").exists():
         return
@@ -109,7 +109,7 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
     differing = [
         f"{name} = {settings.get(name)!r} (the folder has {before.get(name)!r})"
         for name in sorted({*settings, *before})
-        if settings.get(name) != before.get(name) and not raised(name)
+        if name != "device" and settings.get(name) != before.get(name) and not raised(name)
     ]
     if differing:
         free = ", ".join(name for name in MAY_RAISE if name in settings)

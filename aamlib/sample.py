@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 from aamlib.config import ExperimentConfig, preset
 from aamlib.distill import distill
 from aamlib.experts import load_expert
 from aamlib.files import DATA_DIR, save_arrays
 from aamlib.games import record_game, sample_game_path
 from aamlib.publish import publish
+from aamlib.runs import ENDED
 
 
-def main() -> None:
+def main() -> int:
     """Record the game that notebook 05 shows first, and keep what looking needs of two runs of the preset `quick`.
 
-    These play Pong for 80,000 agent steps, one with BALD and one with entropy.
+    These play Pong for 80,000 agent steps, one with BALD and one with entropy. Returns 0, or 130 when interrupted.
     """
     expert = load_expert("pong")
     game = record_game(expert, "pong")
@@ -22,8 +25,11 @@ def main() -> None:
     for acquisition in ("bald", "entropy"):
         settings = {**preset("quick"), "total_steps": 80_000, "acquisition": acquisition}
         run = distill(ExperimentConfig(**settings), DATA_DIR / "runs" / f"sample-{acquisition}")
+        if run.status not in ENDED:
+            return 130
         publish(run, DATA_DIR / "sample" / f"pong-{acquisition}", selections=6, student=acquisition == "bald")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

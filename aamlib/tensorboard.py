@@ -84,17 +84,23 @@ def _started(starts: list[dict[str, Any]]) -> float:
 def export(root: str | Path, exported: dict[Path, float]) -> int:
     """Write the events of each run folder below `root` whose metrics changed since the last call; returns of how many.
 
-    `exported` keeps the time of change by run folder, from call to call. Raises ConfigError and RunFolderError as
-    `write_events` does, and if there are no runs.
+    `exported` keeps the time of change by run folder, from call to call. Raises ConfigError as `write_events` does, and
+    RunFolderError if there are no runs, or, after all others are written, if some cannot be read.
     """
     changed = {}
     for run_dir in find_runs([Path(root)]).values():
         with contextlib.suppress(FileNotFoundError):  # while a run is published anew, it is away for a moment
             changed[run_dir] = (run_dir / "metrics.csv").stat().st_mtime
     changed = {run_dir: since for run_dir, since in changed.items() if exported.get(run_dir) != since}
-    for run_dir in changed:
-        write_events(run_dir)
     exported |= changed
+    errors = []
+    for run_dir in changed:
+        try:
+            write_events(run_dir)
+        except RunFolderError as error:
+            errors.append(str(error))
+    if errors:
+        raise RunFolderError("\n".join(errors))
     return len(changed)
 
 
@@ -109,7 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{export(options.root, exported)} runs written; look: tensorboard --logdir {options.root}")
         while options.follow:
             time.sleep(FOLLOW_SECONDS)
-            export(options.root, exported)
+            try:
+                export(options.root, exported)
+            except RunFolderError as error:  # said once; the others go on
+                print(error, file=sys.stderr)
     except KeyboardInterrupt:
         pass
     except (ConfigError, RunFolderError) as error:

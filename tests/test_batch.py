@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,7 +187,7 @@ def test_a_folder_in_use_or_of_other_settings_is_left_alone(cells, tmp_path, mon
     (cell.run_dir / "config.json").write_text(json.dumps(settings))
     with pytest.raises(aamlib.RunFolderError, match=r"another configuration: dropout = 0\.3 \(the folder has 0\.5\)"):
         run_batch([cell], tmp_path / "out")
-    with pytest.raises(aamlib.ConfigError, match="side_by_side = 0"):
+    with pytest.raises(aamlib.ConfigError, match="side_by_side = 0 cannot be used; give a number of at least 1"):
         run_batch([cell], tmp_path / "out", side_by_side=0)
 
 
@@ -197,13 +198,17 @@ def test_the_fastest_layout_is_measured_if_wished(cells, tmp_path, monkeypatch, 
         return pd.DataFrame(rows, columns=["side_by_side", "threads", "seconds_per_round", "rounds_per_hour"])
 
     monkeypatch.setattr(batch, "measure_layouts", measure)
-    (cell,) = cells(acquisition=["bald"])
+    two = cells(seeds=2, acquisition=["bald"])
     with pytest.raises(aamlib.ConfigError, match="measure_first chooses side_by_side and threads"):
-        run_batch([cell], tmp_path / "out", measure_first=True, threads=2)
-    assert run_batch([cell], tmp_path / "out", measure_first=True)["state"].tolist() == ["done"]
-    assert events(cell, "threads") == [3]
+        run_batch(two, tmp_path / "out", measure_first=True, threads=2)
+    assert run_batch(two, tmp_path / "out", measure_first=True)["state"].tolist() == ["done", "done"]
+    assert [events(cell, "threads") for cell in two] == [[3], [3]]
     assert "Cells run 2 side by side, 3 threads each." in capsys.readouterr().out
-    run_batch([cell], tmp_path / "out", measure_first=True)
+    shutil.rmtree(two[0].run_dir)
+    run_batch(two, tmp_path / "out", measure_first=True)
+    assert events(two[0], "threads") == [6], "one alone gains from all threads"
+    capsys.readouterr()
+    run_batch(two, tmp_path / "out", measure_first=True)
     assert "side by side" not in capsys.readouterr().out, "a batch that is done is not measured"
 
 

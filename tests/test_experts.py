@@ -180,6 +180,13 @@ def test_module_that_could_not_be_read_back_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["mine.json", "mine.zip", "v1.5", "mine"])
+def test_weights_that_would_not_be_known_again_are_not_written(tmp_path, network, name):
+    with pytest.raises(aamlib.ExpertError, match=r"cannot be written as .*; give a name that ends in \.safetensors"):
+        aamlib.save_expert(tmp_path / name, network, {"game": "pong"})
+    assert not list(tmp_path.iterdir())
+
+
 def test_card_that_cannot_be_written_leaves_no_weights_behind(tmp_path, network):
     with pytest.raises(TypeError):
         save_expert(tmp_path / "expert.safetensors", network, {"game": "pong", "curve": object()})
@@ -403,7 +410,7 @@ def test_the_readme_has_commands_that_train_an_expert_stage_by_stage(tmp_path):
         assert set(stage) <= allowed
 
 
-@pytest.mark.parametrize("missing", ["settings", "agent_steps"])
+@pytest.mark.parametrize("missing", ["settings", "agent_steps", None])
 def test_the_table_leaves_out_an_expert_that_went_on_from_an_unknown_training(tmp_path, missing):
     folder = tmp_path / "experts"
     folder.mkdir()
@@ -411,6 +418,10 @@ def test_the_table_leaves_out_an_expert_that_went_on_from_an_unknown_training(tm
         shutil.copy(EXPERTS_DIR / name, folder)
     assert len(aamlib.cards.card_table(folder)) == 1
     card = aamlib.read_card(folder / "breakout.safetensors")
-    del card["started_from"][missing]
+    if missing:
+        del card["started_from"][missing]
+    else:
+        card["started_from"] = {}  # of weights without a card
     (folder / "breakout.json").write_text(json.dumps(card))
-    assert aamlib.cards.card_table(folder).empty
+    assert aamlib.cards.card_table(folder).set_index("expert").empty
+    assert aamlib.cards.commands("breakout", card) == []

@@ -160,3 +160,5 @@ def test_costs_are_taken_from_finished_runs(finished, tiny, tmp_path):
         {"seeds": [0], "constants": {k: v for k, v in tiny.asdict().items() if v is not None and k != "seed"}}, "x"
     )
     assert estimate(cells, finished.dir)["megabytes"].item() == round(disk / 1e6)
+    shutil.rmtree(tmp_path / "run" / "pool")  # as of a published run
+    assert measured_costs(tmp_path) == {"seconds": costs["seconds"], "n_bytes": grids.BYTES}

@@ -3,13 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic import write_run
 
 import aamlib
 from aamlib import evidence, publish, selections
+from aamlib import sample as sample_module
+
+GAME = ("frames", "q_values", "actions", "rewards")
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +31,16 @@ TABLES = ["choices.csv", "config.json", "environment.json", "evaluations.csv", "
 
 
 def test_a_published_run_is_its_tables(sample, tmp_path):
-    kept = publish.publish(sample, tmp_path / "results" / "run")
-    assert names(kept.dir) == TABLES
+    whole = shutil.copytree(sample.dir, tmp_path / "whole")
+    (whole / "choices.csv").unlink()
+    kept = publish.publish(aamlib.Run(whole), tmp_path / "results" / "run", selections=1)
+    assert names(kept.dir) == [*TABLES, f"selections/{selections.rounds_of(sample)[-1]:06d}.parquet"]
     pd.testing.assert_frame_equal(kept.metrics, sample.metrics)
     shown, made = evidence.load_choices(kept.dir), evidence.tabulate(sample)
     pd.testing.assert_frame_equal(shown.drop(columns="run"), made.round(5), check_dtype=False)
+    again = publish.publish(kept, tmp_path / "results" / "again")
+    same = (again.dir / "choices.csv").read_bytes() == (kept.dir / "choices.csv").read_bytes()
+    assert same, "it tells more rounds than the selections that are left"
 
 
 def test_frames_and_the_student_go_along_on_demand(sample, tmp_path):
@@ -52,6 +62,11 @@ def test_the_command_publishes_what_has_ended(sample, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["ended", "spent"]
     assert "begun: running, left out" in capsys.readouterr().out
     assert set(aamlib.load_runs(out)["run"]) == {"ended", "spent"}
+    (runs / "begun" / "progress.json").write_text("{")
+    shutil.rmtree(out)
+    assert publish.main([str(runs), "--out", str(out)]) == 2
+    assert "progress.json cannot be read" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["ended", "spent"], "the others are published all the same"
 
 
 def test_refusals_are_sentences_and_nothing_is_lost(sample, tmp_path, capsys):
@@ -65,11 +80,19 @@ def test_refusals_are_sentences_and_nothing_is_lost(sample, tmp_path, capsys):
     with pytest.raises(aamlib.RunFolderError, match="holds no run; choose another folder"):
         publish.publish(sample, precious.parent)
     assert precious.read_text() == "the only copy"
+    (itself / "pool").mkdir()
+    with pytest.raises(aamlib.RunFolderError, match="is a run that can go on, and would be cut down"):
+        publish.publish(sample, itself)
+    assert names(itself) == names(sample.dir)
+    (itself / "progress.json").write_text(json.dumps({"status": "interrupted"}))
+    with pytest.raises(aamlib.RunFolderError, match=r"has not ended \(interrupted\); go on with it first"):
+        publish.publish(aamlib.Run(itself), tmp_path / "out")
     assert publish.main([str(tmp_path / "nothing")]) == 2
     assert "no folder" in capsys.readouterr().err
     without = write_run(tmp_path / "without", rounds=2)
     assert publish.main([str(without), "--out", str(tmp_path / "out")]) == 2
     assert "progress.json cannot be read" in capsys.readouterr().err
+    (without / "progress.json").write_text(json.dumps({"status": "finished"}))
     with pytest.raises(aamlib.RunFolderError, match="holds no recorded selection"):
         publish.publish(aamlib.Run(without), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -123,3 +146,17 @@ def test_a_run_whose_starts_were_not_recorded_is_published_without_them(sample, 
     (run / "environment.json").unlink()
     kept = publish.publish(aamlib.Run(run), tmp_path / "out")
     assert names(kept.dir) == [name for name in TABLES if name != "environment.json"]
+
+
+def test_an_interrupted_sample_is_not_published(sample, tmp_path, monkeypatch):
+    run = shutil.copytree(sample.dir, tmp_path / "run")
+    (run / "progress.json").write_text(json.dumps({"status": "interrupted"}))
+    monkeypatch.setattr(sample_module, "DATA_DIR", tmp_path / "data")
+    monkeypatch.setattr(sample_module, "sample_game_path", lambda *_: tmp_path / "game.zst")
+    monkeypatch.setattr(sample_module, "record_game", lambda *_: SimpleNamespace(**dict.fromkeys(GAME, np.zeros(1))))
+    monkeypatch.setattr(sample_module, "distill", lambda *_: aamlib.Run(run))
+    assert sample_module.main() == 130
+    assert not (tmp_path / "data").exists()
+    (run / "progress.json").write_text(json.dumps({"status": "finished"}))
+    assert sample_module.main() == 0
+    assert {path.name for path in (tmp_path / "data" / "sample").iterdir()} == {"pong-bald", "pong-entropy"}

@@ -44,6 +44,11 @@ def test_a_horizon_may_only_be_raised_and_none_is_no_limit(tmp_path):
         check_settings(tmp_path, {"total_steps": 10, "label_budget": 5})
 
 
+def test_a_run_may_go_on_on_another_device(tmp_path):
+    write_json(tmp_path / "config.json", {"total_steps": 10, "device": "cpu"})
+    check_settings(tmp_path, {"total_steps": 10, "device": "cuda"})
+
+
 def test_a_folder_of_another_kind_of_run_is_refused(tmp_path):
     write_json(tmp_path / "config.json", {"total_steps": 10, "label_budget": 5})
     with pytest.raises(aamlib.RunFolderError, match=r"label_budget = None \(the folder has 5\)"):

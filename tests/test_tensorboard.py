@@ -91,3 +91,24 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path, monkeypatc
     assert "this needs TensorBoard" in (said := capsys.readouterr().err)
     assert "pip install 'aamlib[tensorboard]'" in said
     assert not list(run_dir.glob("events*"))
+
+
+def test_a_run_that_cannot_be_read_keeps_no_other_from_being_written(tmp_path, monkeypatch, capsys):
+    damaged, whole = (write_run(tmp_path / name, rounds=2) for name in ("a", "b"))
+    content = (damaged / "metrics.csv").read_bytes()
+    (damaged / "metrics.csv").write_bytes(content[:-9])
+    assert tensorboard.main([str(tmp_path)]) == 2
+    assert "a/metrics.csv" in capsys.readouterr().err
+    assert_each_round_once(EventAccumulator(str(whole)).Reload(), whole)
+    (damaged / "metrics.csv").write_bytes(content)
+    polls = []
+
+    def wait(seconds):
+        polls.append(list(damaged.glob("events*")))
+        if len(polls) == 3:
+            raise KeyboardInterrupt
+        (damaged / "metrics.csv").write_bytes(content[:-9])
+
+    monkeypatch.setattr(tensorboard.time, "sleep", wait)
+    assert tensorboard.main([str(tmp_path), "--follow"]) == 0
+    assert capsys.readouterr().err.count("a/metrics.csv") >= 1

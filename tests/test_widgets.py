@@ -316,6 +316,16 @@ def test_the_studys_gifs_come_from_the_runs_that_there_are(runs, tmp_path):
     assert rows["score_bald"].is_monotonic_decreasing
 
 
+def test_a_run_that_recorded_no_frames_is_said_and_skipped(runs, tmp_path):
+    run = publish(runs["pong-bald"], tmp_path / "run", selections=1)
+    (path,) = (run.dir / "selections").iterdir()
+    pd.read_parquet(path).assign(frames=None, q_samples=None).to_parquet(path)
+    (run.dir / "config.json").write_text(json.dumps({**run.config, "query_fraction": 0.6}))
+    assert SelectionView({"run": run}, "run", folder=tmp_path).readout == "No frames are recorded."
+    told = write_study_gifs({"run": run}, tmp_path / "plots")
+    assert len(told) == sum("skipped: no run of" in line for line in told) == 8
+
+
 def test_picked_points_show_their_numbers_and_frames(runs):
     view = ScatterView(runs, "pong-bald")
     motion, whole = controls(view.panel, "aam-motion"), view.readout

@@ -60,11 +60,12 @@ def write_study_gifs(runs: dict[str, Run], folder: str | Path) -> list[str]:
         }
         if found:
             view = SelectionView(runs, found[min(found)], sort=f"score_{acquisition}", folder=Path(folder))
+        if found and len(view.shown):
             gif, _ = view.export(name)
             told.append(f"{gif}: {len(view.shown)} states, {view.run}, round {view.round}")
         else:
             wanted = f"{game}, {acquisition} on {percent(fraction)}"
-            told.append(f"{name} skipped: no run of {wanted} has recorded selections here.")
+            told.append(f"{name} skipped: no run of {wanted} has recorded frames here.")
     return told
 
 
@@ -116,7 +117,10 @@ class SelectionView(RoundView):
     def _tell(self, _: Any = None) -> None:
         shown = self.shown
         if shown.empty:
-            self.readout = "No state with recorded frames passes the filters."
+            recorded = self.states["frames"].notna().any()
+            self.readout = (
+                "No state with recorded frames passes the filters." if recorded else "No frames are recorded."
+            )
             return
         state = shown.iloc[min(self.position, len(shown) - 1)]
         self.readout = (
@@ -134,7 +138,7 @@ class SelectionView(RoundView):
         """
         shown = self.shown
         if shown.empty:
-            raise ValueError("no state passes the filters, so there is nothing to export; widen them.")
+            raise ValueError(f"{self.readout} There is nothing to export; widen the filters, or take another round.")
         make_folder(self.folder)
         gif = write_gif(self.folder / (name or self.export_name()), np.stack(shown["frames"].to_list()))
         table = shown.drop(columns=["frames", "q_samples", "expert_q"]).assign(run=self.run, round=self.round)
