@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aamlib.evidence import CHOICES, tabulate
+from aamlib.evidence import CHOICES, load_choices
 from aamlib.files import DATA_DIR, RunFolderError, write_csv
 from aamlib.runs import ENDED, Run, find_runs
 from aamlib.selections import rounds_of
@@ -25,8 +25,8 @@ _TABLES = ("config.json", "metrics.csv", "evaluations.csv", "progress.json")
 def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool = False) -> Run:
     """Copy a run's tables into a folder, which is replaced as a whole if it is there.
 
-    With them goes choices.csv (`aamlib.evidence.tabulate`); the recorded selections of some rounds, spread evenly from
-    the first to the last; and the student, for those who want to watch it. Raises RunFolderError if the run has
+    With them goes choices.csv (`aamlib.evidence.load_choices`); the recorded selections of some rounds, spread evenly
+    from the first to the last; and the student, for those who want to watch it. Raises RunFolderError if the run has
     not ended or has recorded no selection, or the folder holds something other than a published run, is the run's own,
     or cannot be written; what was there is then as it was.
     """
@@ -44,10 +44,7 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
     names += [f"selections/{numbers[i]:06d}.parquet" for i in spread]
     if student:
         names.append(f"checkpoints/{run.metrics['round'].iloc[-1]:06d}.safetensors")
-    if (run.dir / CHOICES).exists():  # of a published run, which may have kept few of its selections
-        names.append(CHOICES)
-    else:
-        choices = tabulate(run).round(5)
+    choices = load_choices(run.dir).drop(columns="run").round(5)  # a published run has kept few of its selections
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -55,8 +52,7 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
             for name in names:
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.dir / name, copy / name)
-            if CHOICES not in names:
-                write_csv(copy / CHOICES, choices)
+            write_csv(copy / CHOICES, choices)
             try:
                 if target.exists():
                     target.rename(before)
