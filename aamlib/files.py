@@ -73,10 +73,12 @@ def _replace(temporary: Path, path: Path) -> None:
 
 
 def not_hidden(root: Path, pattern: str) -> list[Path]:
-    """What matches below the folder, outside of hidden folders: in these a run may be half copied."""
-    return [
-        path for path in root.rglob(pattern) if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
+    """The files that match below the folder, outside of hidden folders: in these a run may be half copied."""
+    found = []
+    for folder, below, names in os.walk(root):  # unlike rglob, it goes on where a folder is taken away meanwhile
+        below[:] = [name for name in below if not name.startswith(".")]
+        found += [path for name in names if not name.startswith(".") and (path := Path(folder, name)).match(pattern)]
+    return found
 
 
 def fill_in(path: str | Path, texts: Mapping[str, str]) -> None:

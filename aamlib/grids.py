@@ -127,9 +127,12 @@ def _read(grid: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     else:
         content["constants"] = dict(content["constants"])
         content["values"] = {"seed": [content["constants"].pop("seed")]} | content["values"]
+    content["values"] = {
+        name: list(listed) if isinstance(listed, tuple | range) else listed
+        for name, listed in content["values"].items()
+    }
     _check_names(content, settings)
     _check_exclusions(content)
-    content["values"] = dict(content["values"])
     return content
 
 
@@ -211,7 +214,7 @@ def measured_costs(root: str | Path) -> dict[str, dict[str, float]]:
     run_dirs = [run_dir for run_dir in find_runs([Path(root)]).values() if (run_dir / "pool").exists()]
     for path in itertools.chain.from_iterable(not_hidden(run_dir, "*") for run_dir in run_dirs):
         part = path.parent.name if path.parent.name in sizes else ""
-        sizes[part] += path.stat().st_size if path.is_file() else 0
+        sizes[part] += path.stat().st_size
         recorded += count_recorded(path) if part == "selections" else 0
     pool_states = sum(Run(run_dir).metrics["pool_states"].iloc[-1] for run_dir in run_dirs)
     volumes = {

@@ -57,6 +57,11 @@ def test_a_constant_seed_and_no_seed_are_one_seed(tmp_path):
     assert [cell.name for cell in plan(values | {"constants": {"seed": 7}}, tmp_path)] == ["bald-seed=7"]
 
 
+def test_values_may_be_given_as_a_range_or_a_tuple(tmp_path):
+    grid = {"seeds": range(2), "values": {"query_fraction": (0.1, 0.4)}}
+    assert plan(grid, tmp_path) == plan({"seeds": [0, 1], "values": {"query_fraction": [0.1, 0.4]}}, tmp_path)
+
+
 def test_paths_make_folder_names_and_do_not_depend_on_the_working_folder(tmp_path, monkeypatch, pong_expert):
     monkeypatch.chdir(pong_expert.parent)
     (cell,) = plan({"values": {"expert": ["./pong.safetensors"]}}, tmp_path)

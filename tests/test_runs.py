@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import aamlib
 from aamlib import files
 from aamlib.files import write_json
-from aamlib.runs import METRICS, check_settings
+from aamlib.runs import METRICS, check_settings, find_runs
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +33,22 @@ def test_what_is_not_there_is_said_in_one_sentence(finished, tmp_path):
         _ = aamlib.Run(tmp_path).config
     with pytest.raises(aamlib.RunFolderError, match="no selection of round 9; it has those of 1, 2, 3, 4"):
         finished.selection(9)
+
+
+def test_folders_are_searched_but_for_hidden_ones_and_one_that_is_taken_away(tmp_path, monkeypatch):
+    for name in ("a/run", "b/run", "gone", ".copied/run"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.csv").touch()
+    scandir = os.scandir
+
+    def late(path):
+        if Path(path).name == "gone":
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert [*find_runs([tmp_path])] == ["a/run", "b/run"]
+    assert [*find_runs([tmp_path / ".copied"])] == ["run"], "a root may be hidden itself"
 
 
 def test_a_horizon_may_only_be_raised_and_none_is_no_limit(tmp_path):
