@@ -127,6 +127,10 @@ def find_acquisition(name: str) -> Acquisition:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"acquisition {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    except Exception as error:  # a mistake in the user's own module
+        raise ConfigError(
+            f"acquisition {name!r} cannot be imported: {type(error).__name__}: {error}; mend {module_name}."
+        ) from error
     if not callable(function):
         raise ConfigError(
             f"acquisition {name!r} is not a function; give one that maps logits (N, T, A) to scores (N,)."

@@ -55,8 +55,9 @@ def run_batch(
     out:
         Folder of the run folders; on a cluster, one that all workers see under the same path.
     side_by_side, threads:
-        Cells at a time on this machine, and processor threads for each. None: as many cells as there are processors,
-        and an equal share of the processors for each. With a scheduler give threads alone, or None for one.
+        Cells at a time on this machine, and threads of torch for each (the emulator has one per processor). None: as
+        many cells as there are processors, and an equal share of these for each. With a scheduler give threads alone,
+        or None for one.
     measure_first:
         Choose both by `measure_layouts`, with the game, expert and function of the first cell to run. Takes
         a few minutes of a machine that should have no other work.
@@ -249,6 +250,8 @@ def measure_layouts(
         shortest["total_steps"] = shortest["warmup_steps"] + rounds * shortest["round_steps"]
         grid = {"seeds": list(range(side_by_side)), "constants": shortest}
         summary = run_batch(grid, folder, side_by_side=side_by_side, threads=threads)
+        if "interrupted" in summary["state"].values:
+            raise KeyboardInterrupt
         if len(ended := summary[summary["state"] != "done"]):
             reason = ended["error"].iloc[0] or ended["state"].iloc[0]
             raise RunFolderError(f"{side_by_side} runs with {threads} threads could not be measured: {reason}.")
@@ -284,6 +287,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, ExpertError, RunFolderError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the first cell; later ones are told of in their states
+        print("Stopped before any cell.", file=sys.stderr)
+        return 130
     print(f"{', '.join(f'{n} {state}' for state, n in states.value_counts().items())}: {out}")
     return 130 if "interrupted" in states.values else int("failed" in states.values)
 

@@ -119,15 +119,17 @@ def read_references(game: str, expert: str | None, sha256: str | None) -> dict[s
     `expert` and `sha256` as a run records them. Raises ExpertError if no stage on that expert's card, nor on the game's
     bundled one, is of these weights and has both scores.
     """
+    reason = ""
     for name in (expert, game):
         try:
             card = read_card(name) if name else {}
-        except (ExpertError, ValueError):
+        except (ExpertError, ValueError) as error:
+            reason = reason or f" ({error})"
             continue
         for stage in stages(card):  # runs may be older than the expert's last stage
             if stage.get("weights_sha256", "unknown") == sha256 and {"score_mean", "random_score_mean"} <= stage.keys():
                 return {"expert": stage["score_mean"], "random play": stage["random_score_mean"]}
     raise ExpertError(
-        f"the runs of {game} were labelled by an expert ({str(sha256)[:12]}) whose scores no card has: give them as "
-        f'references = {{"{game}": {{"expert": ..., "random play": ...}}}}, or train it anew with its card.'
+        f"the runs of {game} were labelled by an expert ({str(sha256)[:12]}) whose scores no card has{reason}: give "
+        f'them as references = {{"{game}": {{"expert": ..., "random play": ...}}}}, or train it anew with its card.'
     )

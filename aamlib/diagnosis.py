@@ -40,29 +40,36 @@ def load_probes(
     """The two probe sets of an expert, "expert" and "random": states that it visits, and states of random play.
 
     Each is spread evenly over 40 games on seeds of their own, the expert's played at epsilon 0.05. They are made once
-    per expert and kept with its Q-values in `folder`, or in `spare` if that one may not be written, in a file named by
-    the hash of its weights; anew only for longer games (`max_game_frames`) than before. Raises RunFolderError if the
-    file cannot be read or written.
+    per expert and `max_game_frames`, and kept with its Q-values in `folder`, or in `spare` if that one may not be
+    written, in a file named by the hash of its weights. Raises RunFolderError if it cannot be read or written.
     """
-    file_name = f"{config.game}-probe-sets-{fingerprint(expert)[:12]}-{config.probe_states}.zst"
-    arrays: dict[str, np.ndarray] = {}
-    for path in (place / file_name for place in (folder, spare) if place is not None):
-        if path.exists() and (kept := load_arrays(path)).pop("max_game_frames") >= config.max_game_frames:
-            arrays = kept
-            break
-    if not arrays:
-        games = min(_PROBE_GAMES, config.probe_states)
-        for name, epsilon in (("expert", 0.05), ("random", 1.0)):
-            states = sample_states(
-                expert, config.game, config.probe_states, games, epsilon, _PROBE_SEED,
-                max_frames=config.max_game_frames, device=config.device,
-            )  # fmt: skip
-            arrays[name] = states.numpy()
-            arrays[f"{name}_q"] = label(expert, states, config.device).numpy()
-        place = folder if spare is None or os.access(folder, os.W_OK) else spare
-        save_arrays(place / file_name, {**arrays, "max_game_frames": np.array(config.max_game_frames)})
+    of_expert = f"{config.game}-probe-sets-{fingerprint(expert)[:12]}"
+    file_name = f"{of_expert}-{config.probe_states}-{config.max_game_frames}.zst"
+
+    def kept() -> dict[str, np.ndarray] | None:
+        paths = (place / file_name for place in (folder, spare) if place is not None)
+        return next((load_arrays(path) for path in paths if path.exists()), None)
+
+    if (arrays := kept()) is None:
+        made = _make_probes(expert, config)
+        if (arrays := kept()) is None:  # else another run was first: all are measured by the same
+            place = folder if spare is None or os.access(folder, os.W_OK) else spare
+            save_arrays(place / file_name, made)
+            arrays = made
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {name: Probe(tensors[name], tensors[f"{name}_q"]) for name in ("expert", "random")}
+
+
+def _make_probes(expert: nn.Module, config: ExperimentConfig) -> dict[str, np.ndarray]:
+    games, arrays = min(_PROBE_GAMES, config.probe_states), {}
+    for name, epsilon in (("expert", 0.05), ("random", 1.0)):
+        states = sample_states(
+            expert, config.game, config.probe_states, games, epsilon, _PROBE_SEED,
+            max_frames=config.max_game_frames, device=config.device,
+        )  # fmt: skip
+        arrays[name] = states.numpy()
+        arrays[f"{name}_q"] = label(expert, states, config.device).numpy()
+    return arrays
 
 
 def probe_metrics(student: MCDropoutDQN, probes: dict[str, Probe], config: ExperimentConfig) -> dict[str, float]:

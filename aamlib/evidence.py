@@ -5,6 +5,7 @@ Beside the scores of `comparison`, these tables hold the study's explanation to 
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pandas as pd
@@ -59,10 +60,13 @@ def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
     for name, folder in find_runs([Path(root), *map(Path, more)]).items():
         if (path := folder / CHOICES).exists():
             try:
-                table = pd.read_csv(path).assign(run=name)
+                content = path.read_bytes()
+                if not content.endswith(b"\n"):
+                    raise ValueError("it ends in the middle of a line")
+                table = pd.read_csv(io.BytesIO(content)).assign(run=name)
                 if missing := [column for column in _NEEDED if column not in table]:
                     raise ValueError(f"it lacks {', '.join(missing)}")
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 raise RunFolderError(f"{path} cannot be read ({error}); publish the run again.") from error
             tables.append(table)
         elif any(folder.glob("selections/*.parquet")):

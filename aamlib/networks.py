@@ -218,7 +218,7 @@ def fastest_precision(device: str) -> str:
 
     Some processors gain more than twice from bfloat16; on others, even with instructions for it, float32 is faster.
     """
-    if torch.device(device).type == "cpu" and not _bfloat16_is_supported():
+    if not bfloat16_works(device):
         return "float32"
     with torch.random.fork_rng(devices=[]):  # the weights that are drawn here change nobody's
         network = NatureDQN(n_actions=6).to(device)
@@ -231,8 +231,10 @@ def fastest_precision(device: str) -> str:
     return fastest({precision: functools.partial(run, precision) for precision in ("float32", "bfloat16")})
 
 
-def _bfloat16_is_supported() -> bool:
-    """Whether a CPU can be worth a try in bfloat16: without instructions for it, it takes ten times as long."""
+def bfloat16_works(device: str) -> bool:
+    """Whether bfloat16 can be worth a try: on a CPU without instructions for it, it takes ten times as long."""
+    if torch.device(device).type != "cpu":
+        return True
     try:  # no public part of torch
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     except (AttributeError, RuntimeError):

@@ -87,8 +87,6 @@ EVALUATIONS = {
 
 COUNTERS = ("round", "agent_steps", "labels_used", "unique_labels")  # known in every round
 _IDENTITY: dict[str, Any] = {"game": str, "acquisition": str, "query_fraction": int | float, "seed": int}
-
-
 ENDED = ("finished", "label budget used")  # states of a run that has nothing left to do
 MAY_RAISE = ("total_steps", "label_budget")  # settings with which a run goes on when they are higher than before
 
@@ -96,7 +94,8 @@ MAY_RAISE = ("total_steps", "label_budget")  # settings with which a run goes on
 def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
     """Raise RunFolderError, naming each setting that differs, if the folder was made with settings other than these.
 
-    Those in `MAY_RAISE` may be higher than before; None is no limit. A run may go on on another device.
+    Those in `MAY_RAISE` may be higher than before; None is no limit. A run may go on on another device, and with its
+    expert's file in another folder: whether that is the same expert, its weights tell (see `distill`).
     """
     if not (run_dir / "config.json").exists():
         return
@@ -105,11 +104,17 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
         limited = name in MAY_RAISE and name in settings and before.get(name) is not None
         return limited and (settings[name] is None or settings[name] > before[name])
 
+    def same(name: str) -> bool:
+        now, then = settings.get(name), before.get(name)
+        if name == "expert" and now and then:
+            return Path(now).name == Path(then).name
+        return name == "device" or now == then
+
     before = read_config(run_dir)
     differing = [
         f"{name} = {settings.get(name)!r} (the folder has {before.get(name)!r})"
         for name in sorted({*settings, *before})
-        if name != "device" and settings.get(name) != before.get(name) and not raised(name)
+        if not same(name) and not raised(name)
     ]
     if differing:
         free = ", ".join(name for name in MAY_RAISE if name in settings)

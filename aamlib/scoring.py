@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aamlib.acquisition import ACQUISITIONS, find_acquisition
 from aamlib.config import ExperimentConfig
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, fastest_precision, reduced_precision
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, bfloat16_works, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.trunks import Int8Trunk, Trunk, int8_is_fast, int8_works, packed_trunk
 
@@ -28,13 +28,14 @@ _ROUGH_BATCH = 1024  # states per pass: four times as many bytes as so many floa
 def way_to_compute(config: ExperimentConfig, starts: list[dict[str, Any]]) -> tuple[str, bool]:
     """The precision of a run's matrix products, and whether eight bits stand in for it where rough is good enough.
 
-    As in the run's earlier `starts`, where the machine can; at first as its processor is fastest.
+    As at the first of the run's `starts`, where the machine can; at first as its processor is fastest.
     """
     if config.precision != "auto":
         return config.precision, False
     if not starts:
         return fastest_precision(config.device), int8_is_fast(config.device)
-    return starts[-1]["precision"], starts[0].get("int8", False) and int8_works(config.device)
+    precision = starts[0]["precision"] if bfloat16_works(config.device) else "float32"
+    return precision, starts[0].get("int8", False) and int8_works(config.device)
 
 
 def rough_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generator) -> Int8Trunk | None:

@@ -92,11 +92,11 @@ def export(root: str | Path, exported: dict[Path, float]) -> int:
         with contextlib.suppress(FileNotFoundError):  # while a run is published anew, it is away for a moment
             changed[run_dir] = (run_dir / "metrics.csv").stat().st_mtime
     changed = {run_dir: since for run_dir, since in changed.items() if exported.get(run_dir) != since}
-    exported |= changed
     errors = []
-    for run_dir in changed:
+    for run_dir, since in changed.items():
         try:
             write_events(run_dir)
+            exported[run_dir] = since
         except RunFolderError as error:
             errors.append(str(error))
     if errors:
@@ -111,14 +111,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--follow", action="store_true", help="go on with the runs until Ctrl-C")
     options = parser.parse_args(arguments)
     exported: dict[Path, float] = {}
+    said = ""
     try:
         print(f"{export(options.root, exported)} runs written; look: tensorboard --logdir {options.root}")
         while options.follow:
             time.sleep(FOLLOW_SECONDS)
             try:
                 export(options.root, exported)
+                said = ""
             except RunFolderError as error:  # said once; the others go on
-                print(error, file=sys.stderr)
+                if str(error) != said:
+                    print(error, file=sys.stderr)
+                said = str(error)
     except KeyboardInterrupt:
         pass
     except (ConfigError, RunFolderError) as error:

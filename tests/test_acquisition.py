@@ -291,6 +291,13 @@ def test_function_that_cannot_be_had_is_an_error(own_module, name, reason):
         find_acquisition(name)
 
 
+def test_a_mistake_in_ones_own_module_is_told(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mistaken_acquisition.py").write_text("def score(:\n")
+    with pytest.raises(ConfigError, match=r"cannot be imported: SyntaxError: .*; mend mistaken_acquisition\."):
+        find_acquisition("mistaken_acquisition:score")
+
+
 @pytest.mark.parametrize("name", ["entropy", "bald", "variation_ratio", "random", "own_acquisition:first_pass"])
 def test_function_that_makes_scores_passes_its_check(own_module, name):
     check_acquisition(name, n_samples=2, n_actions=3)

@@ -235,6 +235,17 @@ def test_a_layout_that_cannot_be_measured_is_said(tmp_path, monkeypatch):
         batch.measure_layouts(tmp_path / "busy", [(1, 1)])
 
 
+def test_a_measurement_that_is_stopped_is_no_error(tmp_path, monkeypatch, capsys):
+    def stopped(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers._Threads, "wait", stopped)
+    monkeypatch.setattr(workers, "_execute", lambda cell, threads: Outcome("done"))
+    (tmp_path / "grid.toml").write_text("seeds = [0, 1]")
+    assert batch.main([str(tmp_path / "grid.toml"), str(tmp_path / "out"), "--measure-first"]) == 130
+    assert "Stopped before any cell." in capsys.readouterr().err
+
+
 def test_an_error_of_the_batch_itself_is_seen_before_other_cells_are_run(tmp_path, monkeypatch):
     executed = []
 

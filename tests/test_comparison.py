@@ -170,12 +170,12 @@ def test_references_come_from_the_card_of_the_expert_that_labelled(tmp_path, pon
     later = {**card, "score_mean": 15.0, "started_from": before}
     path = aamlib.save_expert(tmp_path / "mine.safetensors", aamlib.NatureDQN(6), later)
     assert read_references("pong", str(path), before["weights_sha256"]) == known
-    for expert, sha256 in (
-        (str(path), "0" * 64),
-        ("nowhere", None),
-        (str(pong_expert), aamlib.read_card(pong_expert)["weights_sha256"]),
+    for expert, sha256, reason in (
+        (str(path), "0" * 64, ""),
+        ("nowhere", None, r" \(no expert 'nowhere'.*\)"),
+        (str(pong_expert), aamlib.read_card(pong_expert)["weights_sha256"], ""),
     ):
-        with pytest.raises(ExpertError, match="whose scores no card has: give them as references"):
+        with pytest.raises(ExpertError, match=f"whose scores no card has{reason}: give them as references"):
             read_references("pong", expert, sha256)
 
 

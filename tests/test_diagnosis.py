@@ -1,4 +1,4 @@
-"""Probe sets: made once, and made anew when they would be of games cut too short."""
+"""Probe sets: made once for each length of games, whatever else is asked for."""
 
 import dataclasses
 
@@ -6,39 +6,45 @@ import pytest
 import torch
 
 import aamlib
+from aamlib import diagnosis
 from aamlib.diagnosis import load_probes
 
 pytestmark = pytest.mark.slow
 
 
-def test_probe_sets_are_kept_until_longer_games_are_asked_for(tiny, tmp_path, monkeypatch):
-    expert = aamlib.NatureDQN(6)
+def test_probe_sets_are_made_once_for_each_length_of_games(tiny, tmp_path, monkeypatch):
+    expert, longer_games = aamlib.NatureDQN(6), dataclasses.replace(tiny, max_game_frames=240)
     made = load_probes(tmp_path, expert, tiny)
     (path,) = tmp_path.iterdir()
-    written = path.stat().st_mtime_ns
-    for config in (tiny, dataclasses.replace(tiny, max_game_frames=100)):
-        again = load_probes(tmp_path, expert, config)
-        assert torch.equal(again["expert"].states, made["expert"].states)
-    assert path.stat().st_mtime_ns == written
-    longer = load_probes(tmp_path, expert, dataclasses.replace(tiny, max_game_frames=240))
+    written = path.read_bytes()
+    longer = load_probes(tmp_path, expert, longer_games)
     assert not torch.equal(longer["random"].states, made["random"].states)
     assert torch.equal(longer["random"].expert_q, aamlib.experts.label(expert, longer["random"].states))
+    monkeypatch.setattr(diagnosis, "_make_probes", None)  # from here on they are read
+    assert torch.equal(load_probes(tmp_path, expert, tiny)["random"].states, made["random"].states)
+    assert path.read_bytes() == written
     monkeypatch.setattr("os.access", lambda *_: False)  # what is there is read all the same
-    assert torch.equal(
-        load_probes(tmp_path, expert, tiny, spare=tmp_path / "run")["random"].states, longer["random"].states
-    )
-    spare = tmp_path / "run"
-    spare.mkdir()
-    longest = dataclasses.replace(tiny, max_game_frames=400)
-    made = load_probes(tmp_path, expert, longest, spare=spare)  # what is there is too short, and may not be replaced
-    (kept,) = spare.iterdir()
-    written = kept.stat().st_mtime_ns
-    again = load_probes(tmp_path, expert, longest, spare=spare)
-    assert torch.equal(again["random"].states, made["random"].states)
-    assert kept.stat().st_mtime_ns == written, "read, not made anew"
+    again = load_probes(tmp_path, expert, longer_games, spare=tmp_path / "run")
+    assert torch.equal(again["random"].states, longer["random"].states)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(aamlib.RunFolderError, match="probe-sets-.* cannot be read .* copy it again, or remove it"):
         load_probes(tmp_path, expert, tiny)
+
+
+def test_of_runs_that_begin_together_all_take_the_first_ones_probe_sets(tiny, tmp_path, monkeypatch):
+    """Made on another processor, they may differ in the last bits, and then in the games."""
+    expert, make = aamlib.NatureDQN(6), diagnosis._make_probes
+
+    def late(expert, config):
+        first = {name: array[::-1].copy() for name, array in make(expert, config).items()}
+        monkeypatch.setattr(diagnosis, "_make_probes", lambda *_: first)
+        load_probes(tmp_path, expert, config)
+        return make(expert, config)
+
+    monkeypatch.setattr(diagnosis, "_make_probes", late)
+    taken = load_probes(tmp_path, expert, tiny)
+    assert torch.equal(taken["random"].states, torch.from_numpy(make(expert, tiny)["random"][::-1].copy()))
+    assert len([*tmp_path.iterdir()]) == 1
 
 
 def test_beside_an_expert_in_a_folder_that_may_not_be_written_the_run_keeps_the_probe_sets(tiny, tmp_path, monkeypatch):

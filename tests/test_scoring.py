@@ -218,11 +218,12 @@ def test_a_run_keeps_its_way_of_computing_where_it_can(with_settings, tmp_path, 
 
 
 @pytest.mark.parametrize(("precision", "works", "expected"), [
-    ("auto", True, ("bfloat16", True)), ("auto", False, ("bfloat16", False)), ("float32", True, ("float32", False)),
+    ("auto", True, ("bfloat16", True)), ("auto", False, ("float32", False)), ("float32", True, ("float32", False)),
 ])  # fmt: skip
-def test_a_run_that_went_on_elsewhere_without_int8_takes_it_up_again(monkeypatch, precision, works, expected):
-    monkeypatch.setattr(scoring, "int8_works", lambda _: works)
-    starts = [{"precision": "bfloat16", "int8": True}, {"precision": "bfloat16", "int8": False}]
+def test_a_run_computes_as_it_began_wherever_that_works(monkeypatch, precision, works, expected):
+    for name in ("int8_works", "bfloat16_works"):
+        monkeypatch.setattr(scoring, name, lambda _: works)
+    starts = [{"precision": "bfloat16", "int8": True}, {"precision": "float32", "int8": False}]  # it went on elsewhere
     assert scoring.way_to_compute(aamlib.ExperimentConfig(precision=precision), starts) == expected
 
 

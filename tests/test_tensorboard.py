@@ -112,3 +112,15 @@ def test_a_run_that_cannot_be_read_keeps_no_other_from_being_written(tmp_path, m
     monkeypatch.setattr(tensorboard.time, "sleep", wait)
     assert tensorboard.main([str(tmp_path), "--follow"]) == 0
     assert capsys.readouterr().err.count("a/metrics.csv") >= 1
+
+
+def test_what_could_not_be_written_is_written_as_soon_as_it_can(tmp_path):
+    run_dir = write_run(tmp_path / "run", rounds=2)
+    path = run_dir / "events.out.tfevents.metrics"
+    path.mkdir()  # in its way, as a full disk would be
+    exported = {}
+    with pytest.raises(aamlib.RunFolderError, match="cannot write .*make room, then call again"):
+        tensorboard.export(tmp_path, exported)
+    path.rmdir()
+    assert tensorboard.export(tmp_path, exported) == 1
+    assert_each_round_once(EventAccumulator(str(run_dir)).Reload(), run_dir)
