@@ -22,8 +22,8 @@ run: $(READY)  ## Watch a student learn: PRESET, GAME, ACQUISITION, RUN (the run
 		-p preset $(PRESET) -p game $(GAME) -p acquisition $(ACQUISITION) -p run_dir "$(RUN)" $(ARGS)
 	@echo "       notebook: $(RUN)/notebook.ipynb"
 
-batch: $(READY)  ## Run the grid notebooks/grids/$(GRID).toml and compare its runs; BATCH: their folder
-	$(BIN)/python -m aamlib.batch notebooks/grids/$(GRID).toml "$(BATCH)"
+batch: $(READY)  ## Run the grid notebooks/grids/$(GRID).toml and compare its runs; BATCH (their folder) and ARGS can be set
+	$(BIN)/python -m aamlib.batch notebooks/grids/$(GRID).toml "$(BATCH)" $(ARGS)
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb "$(BATCH)/compare.ipynb" -k python3 --no-progress-bar \
 		-p runs "$(BATCH)" -p figures "$(BATCH)/figures"
 
@@ -33,13 +33,13 @@ test: $(READY) check  ## All checks and tests
 lab: $(READY)  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
-expert: $(READY)  ## Train an expert for GAME and bundle it, unless there is one
+expert: $(READY)  ## Train an expert for GAME and bundle it, unless there is one; ARGS: more of notebook 1's parameters
 	@test ! -e data/experts/$(GAME).safetensors || \
 		{ echo "data/experts/$(GAME).safetensors is there: move it away first, or give another GAME." >&2; exit 2; }
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/01_train_expert.ipynb data/runs/expert-$(GAME).ipynb -k python3 --no-progress-bar \
 		--stdout-file /dev/stdout --stderr-file /dev/stderr \
-		-p game $(GAME) -p output "$(CURDIR)/data/experts/$(GAME).safetensors"
+		-p game $(GAME) -p output "$(CURDIR)/data/experts/$(GAME).safetensors" $(ARGS)
 
 sample: $(READY)  ## Make the sample runs in data/sample/ again, with the bundled expert
 	$(BIN)/python -m aamlib.sample

@@ -11,7 +11,9 @@ the same T masks for every state; in a round several times on some states, first
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -114,6 +116,9 @@ ACQUISITIONS: dict[str, Acquisition] = {
 }
 
 
+_FINITE = "mend the function where a probability is 0: torch.special.entr(p), for one, in place of -p * p.log()."
+
+
 def find_acquisition(name: str) -> Acquisition:
     """The function of a registered name, or of "my_module:my_function". Raises ConfigError if there is none."""
     if name in ACQUISITIONS:
@@ -138,9 +143,20 @@ def find_acquisition(name: str) -> Acquisition:
     return function
 
 
+def source_hash(name: str) -> str | None:
+    """SHA-256 of the source of a user's own function, hexadecimal; None for others, and without a source."""
+    if name in ACQUISITIONS:
+        return None
+    try:
+        return hashlib.sha256(inspect.getsource(find_acquisition(name)).encode()).hexdigest()
+    except (OSError, TypeError):  # made by other means than def, or by a module without a file
+        return None
+
+
 def check_acquisition(name: str, n_samples: int, n_actions: int) -> None:
-    """Try the function on a few random logits. Raises ConfigError if it fails, or does not return their scores."""
+    """Try the function on a few random logits. Raises ConfigError if it fails, or does not return finite scores."""
     logits = torch.randn(4, n_samples, n_actions, generator=torch.Generator().manual_seed(0))
+    logits[2:] *= 200  # policies so sharp that some of their probabilities are 0
     try:
         scores = find_acquisition(name)(logits, generator=torch.Generator().manual_seed(0))
     except ConfigError:
@@ -156,6 +172,8 @@ def check_acquisition(name: str, n_samples: int, n_actions: int) -> None:
             f"acquisition {name!r} returned scores of {returned} for {len(logits)} states; return one score per state, "
             "a tensor (N,)."
         )
+    if not torch.isfinite(scores).all():
+        raise ConfigError(f"acquisition {name!r} returned scores that are not finite; {_FINITE}")
 
 
 def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Generator) -> Int64[Tensor, " K"]:
@@ -164,7 +182,8 @@ def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Genera
     Raises ValueError if a score is not finite: NaN would sort first and such a state would be asked about.
     """
     if not torch.isfinite(scores).all():
-        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are not finite.")
+        n_bad = int((~torch.isfinite(scores)).sum())
+        raise ValueError(f"{n_bad} of {len(scores)} scores are not finite; {_FINITE}")
     shuffled = torch.randperm(len(scores), generator=generator)
     order = torch.sort(scores.cpu()[shuffled], descending=True, stable=True).indices
     return shuffled[order[:query_size]]

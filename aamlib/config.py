@@ -23,13 +23,13 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of an error message: the nearest allowed name if there is one, else all of them."""
+    """The end of an error message: the nearest allowed name if there is one, else all of them, or the first twenty."""
     allowed = list(allowed)
     if not allowed:
         return "there is none."
     if match := difflib.get_close_matches(name.lower(), allowed, n=1):
         return f"did you mean {match[0]!r}?"
-    return f"allowed: {', '.join(allowed)}."
+    return f"allowed: {', '.join(allowed[:20])}{', ...' if len(allowed) > 20 else ''}."
 
 
 def first_line(error: BaseException) -> str:

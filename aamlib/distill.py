@@ -31,17 +31,18 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from aamlib import runs
-from aamlib.acquisition import check_acquisition, choose
+from aamlib.acquisition import check_acquisition, choose, source_hash
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs
 from aamlib.checkpoints import load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import check_fits, expert_path, fingerprint, label, load_expert
-from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
+from aamlib.files import drop_temporary, lock_run, write_csv, write_json
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN, clear_moments, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import COUNTERS, EVALUATIONS, METRICS, Run
 from aamlib.scoring import rough_trunk, score_pool, way_to_compute
+from aamlib.starts import check_hashes, read_starts, record_start
 from aamlib.trunks import Int8Trunk, Trunk, packed_trunk
 
 
@@ -299,9 +300,9 @@ class Distillation:
 
     def open(self) -> None:
         """Check that the folder is this run's, take up its newest checkpoint, and start games."""
-        starts, expert_hash = runs.read_starts(self.run_dir), fingerprint(self.expert)
-        if starts and starts[0]["expert_sha256"] != expert_hash:
-            raise RunFolderError(f"{self.run_dir} was labelled by an expert with other weights; choose another folder.")
+        function = source_hash(self.config.acquisition)
+        hashes = {"expert_sha256": fingerprint(self.expert), "acquisition_sha256": function}
+        check_hashes(self.run_dir, **hashes)
         runs.check_settings(self.run_dir, self.config.asdict())
         for name in ("checkpoints", "pool", "selections"):
             drop_temporary(self.run_dir / name)
@@ -315,9 +316,9 @@ class Distillation:
             self.n_saved = len(self.metrics)
             self.resumed = True
         write_json(self.run_dir / "config.json", self.config.asdict())  # not before it is sure that the run can go on
-        self.precision, self.use_int8 = way_to_compute(self.config, starts)
-        runs.record_start(
-            self.run_dir, threads=torch.get_num_threads(), round=self.round, expert_sha256=expert_hash,
+        self.precision, self.use_int8 = way_to_compute(self.config, read_starts(self.run_dir))
+        record_start(
+            self.run_dir, threads=torch.get_num_threads(), round=self.round, **hashes,
             precision=self.precision, int8=self.use_int8,
         )  # fmt: skip
         self.probes = load_probes(self.probes_dir, self.expert, self.config, spare=self.run_dir)

@@ -15,6 +15,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from ale_py import roms
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -45,13 +46,15 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
 
     The folder must exist. `card` needs "game", and for runs to be compared the expert's "score_mean" and random play's
     "random_score_mean"; the rest is free. Returns the weights' path. Raises RunFolderError when they cannot be written,
-    and ExpertError for another kind of module or another ending than .safetensors, which could not be read back.
+    and ExpertError for a card without "game", and for another kind of module or ending, which could not be read back.
     """
     if not isinstance(network, NatureDQN):
         raise ExpertError(
             f"a {type(network).__name__} cannot be saved as an expert, only a NatureDQN; give the module itself to "
             "distill."
         )
+    if "game" not in card:
+        raise ExpertError("the card does not name the game; give it, such as {'game': 'pong'}.")
     path = weights_path(path)
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     content = safetensors.torch.save(weights, {"format": _FORMAT, "game": card["game"]})
@@ -111,9 +114,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             metadata = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, OSError) as error:
-        raise ExpertError(
-            f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch or train it again."
-        ) from error
+        advice = "it may be truncated: fetch or train it again"
+        if path.suffix != ".safetensors":
+            advice = (
+                "give one, or a Stable-Baselines3 DQN's zip; another network can be distilled from Python as a module"
+            )
+        raise ExpertError(f"{path} is not a readable safetensors file ({error}); {advice}.") from error
     if metadata.get("format") != _FORMAT or "head.weight" not in weights:
         raise ExpertError(
             f"{path} holds tensors of another kind ({', '.join(sorted(weights)[:3])}, ...); give a file that "
@@ -144,12 +150,16 @@ def _read_sb3(path: Path) -> dict[str, Tensor]:
     if {name for name in found if name.startswith("q_net.")} != names.keys():
         raise ExpertError(
             f"{path} holds another policy than a DQN with NatureCNN ({', '.join(sorted(found)[:2])}, ...); give a DQN "
-            "that was made with policy 'CnnPolicy' and without layers of your own."
+            "that was made with policy 'CnnPolicy' and without layers of your own, or distil it from Python as a "
+            "module."
         )
     return {ours: saved[theirs] for theirs, ours in names.items()}
 
 
 def _as_network(path: Path, weights: dict[str, Tensor]) -> NatureDQN:
+    first = weights.get("trunk.0.weight", torch.empty(0))
+    if first.ndim == 4 and first.shape[1] != STACK_SHAPE[0]:
+        raise ExpertError(f"{path} takes stacks of {first.shape[1]} frames; give one that was trained on stacks of 4.")
     network = NatureDQN(
         len(weights["head.weight"]), normalise="trunk.1.weight" in weights, conv_bias="trunk.0.bias" in weights
     )
@@ -219,6 +229,11 @@ def expert_path(name: str | Path) -> Path:
         return bundled[str(name)]
     if Path(name).is_file():
         return Path(name)
+    if str(name) in roms.get_all_rom_ids():
+        raise ExpertError(
+            f"no expert is bundled for {name}: train one (make expert GAME={name}, or notebook 1), or give a file as "
+            "`expert`."
+        )
     raise ExpertError(f"no expert {str(name)!r}: neither a file nor bundled; {nearest(str(name), sorted(bundled))}")
 
 

@@ -3,7 +3,7 @@
 | file                        | holds                                                                            |
 | --------------------------- | -------------------------------------------------------------------------------- |
 | config.json                 | every setting                                                                    |
-| environment.json            | versions, commit, threads, precision and expert, one entry per start of the run  |
+| environment.json            | versions, commit, threads, precision, hashes; one entry per start of the run      |
 | metrics.csv                 | one row per round, columns as in `METRICS`                                        |
 | evaluations.csv             | one row per evaluated game                                                       |
 | selections/NNNNNN.parquet   | per round: queried and random states with scores, expert's Q-values and frames   |
@@ -27,14 +27,9 @@ Notebook 02, a batch, TensorBoard and publishing add:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib.metadata
 import io
 import json
-import platform
-import subprocess
-import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +40,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aamlib.config import first_line
-from aamlib.files import DATA_DIR, RunFolderError, not_hidden, replacing, write_json
+from aamlib.files import RunFolderError, not_hidden, replacing
+from aamlib.starts import read_starts
 
 # What metrics.csv records per round, with units.
 METRICS = {
@@ -95,7 +91,7 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
     """Raise RunFolderError, naming each setting that differs, if the folder was made with settings other than these.
 
     Those in `MAY_RAISE` may be higher than before; None is no limit. A run may go on on another device, and with its
-    expert's file in another folder: whether that is the same expert, its weights tell (see `distill`).
+    expert by another name or in another folder: whether it is the same, its weights tell (see `distill`).
     """
     if not (run_dir / "config.json").exists():
         return
@@ -104,17 +100,11 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
         limited = name in MAY_RAISE and name in settings and before.get(name) is not None
         return limited and (settings[name] is None or settings[name] > before[name])
 
-    def same(name: str) -> bool:
-        now, then = settings.get(name), before.get(name)
-        if name == "expert" and now and then:
-            return Path(now).name == Path(then).name
-        return name == "device" or now == then
-
     before = read_config(run_dir)
     differing = [
         f"{name} = {settings.get(name)!r} (the folder has {before.get(name)!r})"
         for name in sorted({*settings, *before})
-        if not same(name) and not raised(name)
+        if name not in ("device", "expert") and settings.get(name) != before.get(name) and not raised(name)
     ]
     if differing:
         free = ", ".join(name for name in MAY_RAISE if name in settings)
@@ -295,32 +285,6 @@ def _read_table(path: Path, columns: Collection[str], filled: Collection[str]) -
     if empty := [name for name in filled if not np.isfinite(table[name]).all()]:
         raise RunFolderError(f"{path} has rows without {', '.join(empty)}: it is damaged. {advice}")
     return table
-
-
-def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The entries of environment.json: versions, threads, precision and expert at each start of the run; [] if none.
-
-    Raises RunFolderError if it cannot be read.
-    """
-    path = Path(run_dir) / "environment.json"
-    try:
-        starts = json.loads(path.read_text()) if path.exists() else []
-        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-            raise ValueError(f"no list of starts but {str(starts)[:40]!r}")
-        return starts
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read ({error}); copy it again, or remove it.") from error
-
-
-def record_start(run_dir: Path, **facts: Any) -> None:
-    """Add an entry to environment.json: the given facts, the time, and the versions that a repetition would need."""
-    describe = ["git", "-C", str(DATA_DIR.parent), "describe", "--always", "--dirty"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no clone
-        facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "ale-py", "numpy")}
-    machine = {"python": platform.python_version(), "processor": platform.machine()}
-    entry = {**facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **versions, **machine}
-    write_json(run_dir / "environment.json", [*read_starts(run_dir), entry])
 
 
 def write_selection(run_dir: Path, number: int, table: pd.DataFrame) -> None:

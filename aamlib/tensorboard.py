@@ -21,7 +21,8 @@ import pandas as pd
 
 from aamlib.config import ConfigError
 from aamlib.files import RunFolderError
-from aamlib.runs import METRICS, Run, find_runs, read_starts
+from aamlib.runs import METRICS, Run, find_runs
+from aamlib.starts import read_starts
 
 FOLLOW_SECONDS = 10.0
 

@@ -1,5 +1,7 @@
 """Acquisition functions against hand-made values, a slow oracle, baal, and the bounds that theory gives."""
 
+import importlib
+import linecache
 import math
 import sys
 
@@ -18,6 +20,7 @@ from aamlib.acquisition import (
     entropy,
     find_acquisition,
     random,
+    source_hash,
     variation_ratio,
 )
 from aamlib.config import ConfigError
@@ -291,6 +294,21 @@ def test_function_that_cannot_be_had_is_an_error(own_module, name, reason):
         find_acquisition(name)
 
 
+def test_the_source_of_ones_own_function_is_known_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path, hashes = tmp_path / "known_again.py", []
+    for body in ("0", "0", "1"):
+        path.write_text(
+            f"def first(logits, *, generator=None):\n    return logits[:, {body}, 0]\n\nOTHER = {len(hashes)}\n"
+        )
+        monkeypatch.delitem(sys.modules, "known_again", raising=False)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        hashes.append(source_hash("known_again:first"))
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert source_hash("bald") is None
+
+
 def test_a_mistake_in_ones_own_module_is_told(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mistaken_acquisition.py").write_text("def score(:\n")
@@ -315,6 +333,11 @@ def test_function_that_makes_scores_passes_its_check(own_module, name):
         ("logits, generator", "logits", r"of shape \(4, 2, 3\) for 4 states; return one score per state"),
         ("logits, generator", "logits[:, 0, 0].sum()", r"of shape \(\) for 4 states"),
         ("logits, generator", "logits[:, 0, 0].numpy()", "of type ndarray for 4 states"),
+        (
+            "logits, generator",
+            "-(logits.softmax(2) * logits.softmax(2).log()).sum(2).mean(1)",
+            r"are not finite; mend .* torch\.special\.entr",
+        ),
     ],
 )
 def test_function_that_makes_no_scores_is_refused(tmp_path, monkeypatch, signature, body, reason):

@@ -331,6 +331,24 @@ def test_another_configuration_is_refused_by_name_of_the_settings(interrupted, w
         aamlib.distill(with_settings(total_steps=640), interrupted.dir)
 
 
+def test_a_run_whose_own_function_was_changed_does_not_go_on(with_settings, tmp_path, monkeypatch):
+    config = with_settings(acquisition="own:score")
+    for folder, sign in (("before", ""), ("after", "-")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text(
+            f"def score(logits, *, generator=None):\n    return {sign}logits[:, 0, 0]\n"
+        )
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "before")
+        run = aamlib.distill(dataclasses.replace(config, total_steps=320), tmp_path / "run")
+        patch.delitem(sys.modules, "own")
+    monkeypatch.syspath_prepend(tmp_path / "after")
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    with pytest.raises(aamlib.RunFolderError, match="other source code; restore it, or choose another folder"):
+        aamlib.distill(config, tmp_path / "run")
+    assert run.metrics["round"].max() == 1, "nothing was done"
+
+
 def test_two_processes_on_one_folder_the_second_stops(tiny, tmp_path):
     with (
         aamlib.files.lock_run(tmp_path / "run"),

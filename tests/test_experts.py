@@ -146,6 +146,21 @@ def test_pickle_is_refused_and_never_executed(tmp_path, network):
     assert not (tmp_path / "sprung").exists()
 
 
+def test_weights_for_other_stacks_are_refused(saved):
+    weights = {**safetensors.torch.load_file(saved), "trunk.0.weight": torch.zeros(32, 1, 8, 8)}
+    safetensors.torch.save_file(weights, saved, {"format": "aamlib-expert-1", "game": "pong"})
+    assert "takes stacks of 1 frames; give one that was trained on stacks of 4" in refusal(saved)
+
+
+def test_a_file_of_another_kind_is_told_the_way_from_python(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "mine.pt")
+    assert "can be distilled from Python as a module" in refusal(tmp_path / "mine.pt")
+
+
+def test_a_game_without_an_expert_is_told_how_to_have_one(bundled):
+    assert "train one (make expert GAME=ms_pacman, or notebook 1), or give a file" in refusal("ms_pacman")
+
+
 def test_weights_that_do_not_fit_are_refused(saved):
     weights = {**safetensors.torch.load_file(saved), "trunk.0.weight": torch.zeros(2, 2)}
     metadata = {"format": "aamlib-expert-1", "game": "pong"}

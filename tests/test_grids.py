@@ -9,7 +9,8 @@ import pytest
 import aamlib
 from aamlib import grids
 from aamlib.grids import describe_total, estimate, measured_costs, plan
-from aamlib.runs import find_runs, read_starts
+from aamlib.runs import find_runs
+from aamlib.starts import read_starts
 
 GRIDS = sorted((Path(__file__).parents[1] / "notebooks" / "grids").glob("*.toml"))
 
@@ -118,7 +119,10 @@ def test_a_wrong_grid_is_refused_in_one_sentence(tmp_path, grid, message):
 
 
 def test_a_missing_expert_and_a_wrong_file_are_said_before_anything_starts(tmp_path):
-    with pytest.raises(aamlib.ExpertError, match="the grid needs an expert that is not there: no expert 'tennis'"):
+    with pytest.raises(
+        aamlib.ExpertError,
+        match="the grid needs an expert that is not there: no expert is bundled for tennis: train one",
+    ):
         plan({"values": {"game": ["tennis"]}}, tmp_path)
     with pytest.raises(aamlib.ConfigError, match="cannot read the grid .*none.toml: No such file"):
         plan(tmp_path / "none.toml", tmp_path)

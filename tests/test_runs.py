@@ -66,14 +66,6 @@ def test_a_run_may_go_on_on_another_device(tmp_path):
     check_settings(tmp_path, {"total_steps": 10, "device": "cuda"})
 
 
-def test_a_run_may_go_on_with_its_experts_file_elsewhere(tmp_path):
-    write_json(tmp_path / "config.json", {"expert": "a/mine.safetensors"})
-    check_settings(tmp_path, {"expert": "/b/a/mine.safetensors"})
-    for other in ("a/other.safetensors", "pong", None):
-        with pytest.raises(aamlib.RunFolderError, match=r"\(the folder has 'a/mine\.safetensors'\)"):
-            check_settings(tmp_path, {"expert": other})
-
-
 def test_a_folder_of_another_kind_of_run_is_refused(tmp_path):
     write_json(tmp_path / "config.json", {"total_steps": 10, "label_budget": 5})
     with pytest.raises(aamlib.RunFolderError, match=r"label_budget = None \(the folder has 5\)"):

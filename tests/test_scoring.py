@@ -13,6 +13,7 @@ from aamlib.diagnosis import load_probes
 from aamlib.networks import as_blocks, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.scoring import refine, rough_trunk, score_pool
+from aamlib.starts import read_starts
 from aamlib.trunks import Int8Trunk, int8_is_fast, int8_works, packed_trunk
 
 needs_int8 = pytest.mark.skipif(not int8_works("cpu"), reason="torch has no eight-bit products here.")
@@ -188,7 +189,7 @@ def test_a_run_records_how_it_computed(with_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "Int8Trunk", CountedTrunk)
     for precision, expected in (("float32", False), ("auto", int8_is_fast("cpu"))):
         run = aamlib.distill(with_settings(precision=precision, total_steps=480), tmp_path / precision)
-        assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [expected]
+        assert [start["int8"] for start in read_starts(run.dir)] == [expected]
         assert len(trunks) == 2 * expected, "one in each round"
         assert (run.config["n_envs"] in batches) == expected, "it acts so too"
 
@@ -202,7 +203,7 @@ def test_the_same_seed_gives_the_same_run_in_int8(with_settings, tmp_path, monke
     first, again = (
         aamlib.distill(with_settings(precision="auto", total_steps=640), tmp_path / name) for name in ("first", "again")
     )
-    assert aamlib.runs.read_starts(first.dir)[0]["int8"]
+    assert read_starts(first.dir)[0]["int8"]
     columns = ["loss", "score", "probe_expert_kl", "unique_labels"]
     pd.testing.assert_frame_equal(first.metrics[columns], again.metrics[columns], check_exact=True)
 
@@ -214,7 +215,7 @@ def test_a_run_keeps_its_way_of_computing_where_it_can(with_settings, tmp_path, 
         with monkeypatch.context() as patch:
             patch.setattr(scoring, "int8_is_fast", lambda _, fast=fast: fast)
             run = aamlib.distill(with_settings(precision="auto", total_steps=total_steps), tmp_path / "run")
-    assert [start["int8"] for start in aamlib.runs.read_starts(run.dir)] == [first, first]
+    assert [start["int8"] for start in read_starts(run.dir)] == [first, first]
 
 
 @pytest.mark.parametrize(("precision", "works", "expected"), [

@@ -18,6 +18,7 @@ ORDER = [
     "acquisition",
     "replay",
     "scoring",
+    "starts",
     "runs",
     "tensorboard",
     "stats",

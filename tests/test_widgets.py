@@ -196,7 +196,7 @@ def test_what_cannot_be_shown_is_said_in_one_sentence(runs, pong_expert):
     assert "step 3 of 4" in view.readout, "the game before is still there to look at"
     with pytest.raises(aamlib.ConfigError, match="unknown run 'pong'; did you mean"):
         SelectionView(runs, "pong")
-    with pytest.raises(aamlib.ConfigError, match="unknown column 'score_bold'; did you mean 'score_bald'"):
+    with pytest.raises(aamlib.ConfigError, match="unknown column 'score_bold' of .*; did you mean 'score_bald'"):
         SelectionView(runs, sort="score_bold")
 
 
@@ -398,3 +398,10 @@ def test_in_a_live_notebook_they_are_widgets_with_a_picture_to_fall_back_on(runs
     cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", bundle)])
     page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
     assert 'src="data:image/png;base64' in page, "saved from JupyterLab, without the widgets' state"
+
+
+def test_a_student_of_another_expert_is_not_mistaken_for_this_ones(view, runs):
+    assert "but was taught by another" in view.readout
+    own = ExpertView("pong", runs["pong-bald"].config["expert"], "pong-bald", runs, steps=20)
+    assert "agrees with the expert" in own.readout
+    assert "taught by another" not in own.readout

@@ -31,10 +31,10 @@ def is_live() -> bool:
     return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
 
 
-def one_of(what: str, value: str, allowed: Sequence[str]) -> str:
+def one_of(what: str, value: str, allowed: Sequence[str], where: str = "") -> str:
     """The value. Raises ConfigError for one that is not allowed, naming the nearest."""
     if value not in allowed:
-        raise ConfigError(f"unknown {what} {value!r}; {nearest(value, allowed)}")
+        raise ConfigError(f"unknown {what} {value!r}{where}; {nearest(value, allowed)}")
     return value
 
 

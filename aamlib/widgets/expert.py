@@ -15,11 +15,12 @@ from aamlib import figures
 from aamlib.cards import read_card
 from aamlib.checkpoints import load_student
 from aamlib.config import ConfigError
-from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, load_expert
+from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, fingerprint, load_expert
 from aamlib.files import RunFolderError
 from aamlib.games import action_names, colour_frames, load_or_record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
+from aamlib.starts import read_starts
 from aamlib.widgets.base import Picture, Plot, PolicyPlot, View, labelled, one_of, row, run_titles
 
 _APART = 20  # agent steps between two moments to jump to, at least
@@ -90,6 +91,8 @@ class ExpertView(View):
         student_q = watch(load_student(self.students[self.student].dir), recording) if self.student else None
         # All that can fail is done: until here the game before stands.
         self.actions, self.recording, self.student_q = actions, recording, student_q
+        starts = read_starts(self.students[self.student].dir) if self.student else []
+        self.has_other_teacher = bool(starts) and starts[0].get("expert_sha256") != fingerprint(expert)
         self.stacks = recording.stacks()
         self.__dict__.pop("colours", None)
         self.step = 0
@@ -146,7 +149,8 @@ class ExpertView(View):
         if self.student_q is not None:
             agreed = (self.student_q.argmax(axis=1) == q.argmax(axis=1)).mean()
             wanted = self.actions[self.student_q[self.step].argmax()]
-            text += f"; the student would do {wanted} (agrees with the expert in {agreed:.0%} of the steps)"
+            text += f"; the student would do {wanted} (agrees with the expert in {agreed:.0%} of the steps"
+            text += ", but was taught by another)" if self.has_other_teacher else ")"
         self.readout = text
 
     def figure(self) -> Figure:

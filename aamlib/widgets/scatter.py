@@ -56,7 +56,7 @@ class ScatterView(RoundView):
 
     @traitlets.validate("color")
     def _known_column(self, proposal: Any) -> str:
-        return one_of("column", proposal["value"], self.offered)
+        return one_of("column", proposal["value"], self.offered, f" of {self.run}")
 
     @traitlets.observe("run", "round", "kind")
     def _other_states(self, _: Any) -> None:

@@ -111,7 +111,7 @@ class SelectionView(RoundView):
 
     @traitlets.validate("sort")
     def _known_column(self, proposal: Any) -> str:
-        return one_of("column", proposal["value"], self.offered)
+        return one_of("column", proposal["value"], self.offered, f" of {self.run}")
 
     @traitlets.observe("run", "round", "kind", "sort", "descending", "gaps", "percentiles", "agreement", "position")
     def _tell(self, _: Any = None) -> None:
