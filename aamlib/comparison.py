@@ -22,7 +22,7 @@ from aamlib.runs import METRICS
 # What runs of one game may differ in and still be compared: what is compared, the seed, the horizon, and what does not
 # change the learning. Of the expert, its weights' hash is compared instead of its name.
 MAY_DIFFER = {
-    *("acquisition", "query_fraction", "seed", "total_steps", "label_budget"),
+    *("acquisition", "acquisition_sha256", "query_fraction", "seed", "total_steps", "label_budget"),
     *("expert", "device", "recorded_states", "recorded_stacks"),
 }
 TREATMENT = ["game", "query_fraction", "acquisition"]
@@ -58,7 +58,7 @@ def function_of(table: pd.DataFrame) -> pd.Series:
 def check_comparable(metrics: pd.DataFrame) -> None:
     """Raise RunFolderError unless the runs of each game differ in nothing but `MAY_DIFFER`, and each is there once.
 
-    A copy of a run would pass for a further seed.
+    A copy of a run would pass for a further seed. Runs of one function must have been ranked by the same source code.
     """
     for game, runs in _newest(metrics).groupby("game"):
         settings = sorted({str(name) for name in runs} - {*METRICS, *MAY_DIFFER, "run"})
@@ -67,6 +67,12 @@ def check_comparable(metrics: pd.DataFrame) -> None:
                 f"the runs of {game} cannot be compared, for they differ in {'; in '.join(differing)}. Choose some of "
                 'them by the parameter select, a condition such as "temperature == 0.1", or give other folders.'
             )
+        for function, of_one in runs.groupby("acquisition"):
+            if sources := list(_differing(of_one.dropna(subset="acquisition_sha256"), ["acquisition_sha256"])):
+                raise RunFolderError(
+                    f"the runs of {function} were ranked by functions of different source code, {sources[0]}. Choose "
+                    "some of them by the parameter select, or run those anew of which the function has changed."
+                )
         copies = runs[runs.duplicated([*TREATMENT, "seed"], keep=False)].sort_values([*TREATMENT, "seed", "run"])
         if len(copies):
             (_, first), (_, second) = itertools.islice(copies.iterrows(), 2)

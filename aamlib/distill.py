@@ -105,7 +105,7 @@ class Distillation:
     def run(self) -> Run:
         """Do all rounds that are left."""
         self.open()
-        total = self.config.total_steps
+        total, status = self.config.total_steps, "interrupted"
         try:
             bar = tqdm(total=total, initial=self.agent_steps, unit="step", unit_scale=True, desc=self.run_dir.name)
             with bar, reduced_precision(self.precision, self.config.device):
@@ -123,10 +123,10 @@ class Distillation:
                 self.write_tables()
             status = "finished" if self.agent_steps >= total else "label budget used"
         except KeyboardInterrupt:
-            status = "interrupted"
+            print(f"Stopped; the same call goes on after round {max(self.n_saved - 1, 0)}.")
+        finally:
             self.metrics = self.metrics[: self.n_saved]  # a round that could not be saved is not done
-            print(f"Stopped; the same call goes on after round {self.metrics[-1]['round'] if self.metrics else 0}.")
-        self.report(status)
+            self.report(status)
         return Run(self.run_dir)
 
     def warm_up(self) -> None:

@@ -41,7 +41,7 @@ import pyarrow.parquet as pq
 
 from aamlib.config import first_line
 from aamlib.files import RunFolderError, not_hidden, replacing
-from aamlib.starts import read_starts
+from aamlib.starts import HASHES, read_starts
 
 # What metrics.csv records per round, with units.
 METRICS = {
@@ -207,8 +207,8 @@ def _unreadable(selection: Path, error: Exception) -> RunFolderError:
 def load_runs(root: str | Path, *more: str | Path) -> pd.DataFrame:
     """Metrics of every run folder below `root` (or of `root` itself, and of `more`): one row per run and round.
 
-    Columns: run (path below a single root, else as given), all settings, expert_sha256, then `METRICS`. Raises
-    RunFolderError if there is no run, or if a folder is damaged or of another version.
+    Columns: run (path below a single root, else as given), all settings, the `starts.HASHES` of its first start, then
+    `METRICS`. Raises RunFolderError if there is no run, or if a folder is damaged or of another version.
     """
     table = _load([root, *more], "metrics")
     settings = [str(name) for name in table if name not in METRICS and name != "run"]
@@ -218,7 +218,7 @@ def load_runs(root: str | Path, *more: str | Path) -> pd.DataFrame:
 def load_evaluations(root: str | Path, *more: str | Path) -> pd.DataFrame:
     """Evaluated games of every run folder below `root`, as `load_runs` finds them: one row per run and game.
 
-    Columns: `EVALUATIONS`, run, then all settings and expert_sha256. Raises RunFolderError as `load_runs` does.
+    Columns: `EVALUATIONS`, run, then all settings and hashes. Raises RunFolderError as `load_runs` does.
     """
     return _load([root, *more], "evaluations")
 
@@ -235,8 +235,8 @@ def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
                 f"{run_dir} was written by another version of aamlib, or is no experiment: config.json has no usable "
                 f"{', '.join(unusable)}. Read it with the version that wrote it, or leave it out."
             )
-        starts = read_starts(run_dir)
-        settings["expert_sha256"] = starts[0].get("expert_sha256") if starts else None
+        first_start = next(iter(read_starts(run_dir)), {})
+        settings |= {name: first_start.get(name) for name in HASHES}
         scalars = {
             key: value if value is None or isinstance(value, str | int | float) else str(value)
             for key, value in settings.items()

@@ -13,7 +13,7 @@ from typing import Any
 
 from aamlib.files import DATA_DIR, RunFolderError, write_json
 
-_HASHES = {
+HASHES = {
     "expert_sha256": "an expert with other weights; give that one as `expert`",
     "acquisition_sha256": "an acquisition function of other source code; restore it",
 }
@@ -48,9 +48,9 @@ def record_start(run_dir: Path, **facts: Any) -> None:
 def check_hashes(run_dir: Path, **hashes: str | None) -> None:
     """Raise RunFolderError if the run began with other hashes than these; one that it did not record is not compared.
 
-    `hashes` are those of `_HASHES`, hexadecimal; None where there is none.
+    `hashes` are those of `HASHES`, hexadecimal; None where there is none.
     """
     starts = read_starts(run_dir)
     for name, value in hashes.items():
         if starts and starts[0].get(name, value) != value:
-            raise RunFolderError(f"{run_dir} was begun with {_HASHES[name]}, or choose another folder.")
+            raise RunFolderError(f"{run_dir} was begun with {HASHES[name]}, or choose another folder.")

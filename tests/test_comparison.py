@@ -134,6 +134,18 @@ def test_another_expert_is_not_compared(tmp_path):
         comparison.check_comparable(aamlib.load_runs(tmp_path))
 
 
+def test_functions_of_one_name_and_different_source_are_not_compared(tmp_path):
+    for seed, source in enumerate(("a", "a", "b", None)):  # a run of before sources were recorded is taken as it is
+        run_dir = write_run(tmp_path / f"{seed}", rounds=2, acquisition="margin:margin", seed=seed)
+        start = {"expert_sha256": "e" * 64} | ({"acquisition_sha256": source * 64} if source else {})
+        (run_dir / "environment.json").write_text(json.dumps([start]))
+    metrics = aamlib.load_runs(tmp_path)
+    different = rf"margin:margin .* different source code, acquisition_sha256 \({'a' * 64} in 2, {'b' * 64} in 1\)"
+    with pytest.raises(aamlib.RunFolderError, match=different):
+        comparison.check_comparable(metrics)
+    comparison.check_comparable(comparison.select_runs(metrics, "seed != 2"))
+
+
 def test_a_copy_is_no_second_seed(tmp_path):
     for name in ("a", "copy"):
         write_run(tmp_path / name, rounds=2)

@@ -290,6 +290,15 @@ def test_when_every_checkpoint_is_damaged_it_says_so(interrupted, tiny):
     assert (interrupted.dir / "metrics.csv").read_bytes() == metrics
 
 
+def test_a_run_that_an_error_ends_is_not_running_any_more(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Distillation, "query", lambda self, *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        aamlib.distill(tiny, tmp_path / "run")
+    assert aamlib.Run(tmp_path / "run").status == "interrupted"
+    monkeypatch.undo()
+    assert_every_round_once(aamlib.distill(tiny, tmp_path / "run"), tiny)
+
+
 def test_the_stop_button_ends_a_run_cleanly_and_the_same_call_goes_on(tiny, tmp_path, monkeypatch, capsys):
     interrupt_in_round(2, monkeypatch)
     run = aamlib.distill(tiny, tmp_path / "run")
