@@ -12,16 +12,17 @@ import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from ale_py import ALEInterface, LoggerMode, roms
 from ale_py.vector_env import AtariVectorEnv
-from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Float, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
-from aamlib.config import ConfigError, check_game
+from aamlib.config import MAX_GAME_FRAMES, ConfigError, check_game
 
 FRAMES_PER_STEP = 4
 
@@ -38,8 +39,9 @@ def make_envs(
     *,
     clip_rewards: bool = False,
     life_loss_ends: bool = False,
-    max_frames: int = 108_000,
+    max_frames: int = MAX_GAME_FRAMES,
     n_threads: int = 0,
+    **more: Any,
 ) -> AtariVectorEnv:
     """Step `n_envs` games side by side; a game that ends is followed by a new one within the same step.
 
@@ -55,6 +57,8 @@ def make_envs(
         Emulator frames after which a game is truncated.
     n_threads:
         Emulator threads; 0 takes one per processor.
+    more:
+        Other arguments of ale-py's AtariVectorEnv.
 
     Raises
     ------
@@ -70,16 +74,24 @@ def make_envs(
         use_fire_reset=True,
         life_loss_info=life_loss_ends,
         reward_clipping=clip_rewards,
+        **more,
     )
 
 
 @functools.cache
+def action_names(game: str) -> tuple[str, ...]:
+    """What the A actions of a game do, such as "NOOP" or "RIGHTFIRE". Raises ConfigError for an unknown game."""
+    ALEInterface.setLoggerMode(LoggerMode.Error)  # it would greet on stderr
+    rom = roms.get_rom_path(check_game(game))
+    assert rom is not None
+    ale = ALEInterface()
+    ale.loadROM(rom)
+    return tuple(action.name for action in ale.getMinimalActionSet())
+
+
 def n_actions(game: str) -> int:
     """Number of actions, A, of the game's minimal action set. Raises ConfigError for an unknown game."""
-    envs = make_envs(game, 1)
-    envs.close()
-    assert isinstance(envs.single_action_space, Discrete)
-    return int(envs.single_action_space.n)
+    return len(action_names(game))
 
 
 def env_seeds(seed: int, stream: str, n: int) -> np.ndarray:
@@ -117,7 +129,7 @@ def play(
     epsilon: float,
     seed: int,
     *,
-    max_frames: int = 108_000,
+    max_frames: int = MAX_GAME_FRAMES,
     device: str = "cpu",
 ) -> Iterator[Step]:
     """Play whole games epsilon-greedily, side by side, step by step.
@@ -161,7 +173,7 @@ def evaluate(
     epsilon: float = 0.05,
     seed: int = 0,
     *,
-    max_frames: int = 108_000,
+    max_frames: int = MAX_GAME_FRAMES,
     device: str = "cpu",
 ) -> Float64[np.ndarray, " episodes"]:
     """Unclipped scores of whole games, float64 (episodes,).
@@ -208,7 +220,7 @@ def sample_states(
     epsilon: float,
     seed: int,
     *,
-    max_frames: int = 108_000,
+    max_frames: int = MAX_GAME_FRAMES,
     device: str = "cpu",
 ) -> UInt8[Tensor, "N 4 84 84"]:
     """States drawn evenly from whole games: the same number of each game, uniformly over its length.

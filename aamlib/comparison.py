@@ -67,7 +67,7 @@ def check_comparable(metrics: pd.DataFrame) -> None:
                 f"the runs of {game} cannot be compared, for they differ in {'; in '.join(differing)}. Choose some of "
                 'them by the parameter select, a condition such as "temperature == 0.1", or give other folders.'
             )
-        for function, of_one in runs.groupby("acquisition"):
+        for function, of_one in runs[runs["query_fraction"] < 1].groupby("acquisition"):
             if sources := list(_differing(of_one.dropna(subset="acquisition_sha256"), ["acquisition_sha256"])):
                 raise RunFolderError(
                     f"the runs of {function} were ranked by functions of different source code, {sources[0]}. Choose "

@@ -14,6 +14,7 @@ from ale_py import roms
 
 RECORDED_PER_RUN = 170_000  # queried, and as many random, states: about 19 MB; 50 a round of the study's with frames
 MAX_SEED = 2**63 - 1  # torch's are of 64 bits
+MAX_GAME_FRAMES = 108_000  # half an hour of the console's, as is usual (Machado et al. 2018)
 
 _C = TypeVar("_C", bound="Config")
 
@@ -188,7 +189,7 @@ class ExperimentConfig(Config):
         40, "environments side by side; pool_size, round_steps and warmup_steps are multiples of it", minimum=1
     )
     max_game_frames: int = setting(
-        108_000, "emulator frames, four an agent step, after which a game is cut", minimum=100
+        MAX_GAME_FRAMES, "emulator frames, four an agent step, after which a game is cut", minimum=100
     )
     epsilon_final: float = setting(0.1, "exploration after the fall from 1", minimum=0, maximum=1)
     epsilon_decay_steps: int = setting(500_000, "agent steps of that fall, after the warm-up", minimum=1)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from ale_py import ALEInterface, LoggerMode, roms
-from ale_py.vector_env import AtariVectorEnv
-from gymnasium.vector import AutoresetMode
 from jaxtyping import Float32, Int64, UInt8
 from torch import nn
 
-from aamlib.atari import FRAMES_PER_STEP, env_seeds, play
-from aamlib.config import check_game
+from aamlib.atari import FRAMES_PER_STEP, env_seeds, make_envs, play
 from aamlib.experts import fingerprint, label
 from aamlib.files import DATA_DIR, load_arrays
 from aamlib.networks import STACK_SHAPE
@@ -85,12 +80,10 @@ def watch(policy: nn.Module, recording: Recording) -> Float32[np.ndarray, "N A"]
 
 def colour_frames(recording: Recording) -> UInt8[np.ndarray, "N 210 160 3"]:
     """The game as the console showed it: the same seed and actions once more, in colour, (N, 210, 160, 3)."""
-    envs = AtariVectorEnv(
+    envs = make_envs(
         recording.game,
         1,
-        max_num_frames_per_episode=FRAMES_PER_STEP * (len(recording) + 1),
-        autoreset_mode=AutoresetMode.SAME_STEP,
-        use_fire_reset=True,  # as `make_envs`
+        max_frames=FRAMES_PER_STEP * (len(recording) + 1),
         grayscale=False,
         img_height=210,
         img_width=160,
@@ -103,14 +96,3 @@ def colour_frames(recording: Recording) -> UInt8[np.ndarray, "N 210 160 3"]:
         observations, *_ = envs.step(np.array([action]))
     envs.close()
     return np.stack(frames)
-
-
-@functools.cache
-def action_names(game: str) -> tuple[str, ...]:
-    """What the A actions of a game do, such as "NOOP" or "RIGHTFIRE". Raises ConfigError for an unknown game."""
-    ALEInterface.setLoggerMode(LoggerMode.Error)  # it would greet on stderr
-    rom = roms.get_rom_path(check_game(game))
-    assert rom is not None
-    ale = ALEInterface()
-    ale.loadROM(rom)
-    return tuple(action.name for action in ale.getMinimalActionSet())

@@ -6,11 +6,10 @@ Both map stacks of frames, uint8 (N, 4, 84, 84), to Q-values, float32 (N, A). Th
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -112,13 +111,9 @@ class NatureDQN(nn.Module):
                     nn.init.zeros_(layer.bias)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def features(self, states: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
-        """The hidden layer's output after its ReLU, float (N, 512). Raises ValueError for other states."""
-        return self.trunk(states)
-
     def forward(self, states: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N A"]:
-        """Q-values, float32 (N, A)."""
-        return self.head(self.features(states)).float()
+        """Q-values, float32 (N, A). Raises ValueError for other states."""
+        return self.head(self.trunk(states)).float()
 
 
 class MCDropoutDQN(NatureDQN):
@@ -145,7 +140,7 @@ class MCDropoutDQN(NatureDQN):
         self, states: UInt8[Tensor, "N C H W"], trunk: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "N A"]:
         """Q-values, float32 (N, A); with dropout in training mode. `trunk` as for `q_samples`."""
-        features = F.dropout((trunk or self.features)(states), self.dropout, self.training)
+        features = F.dropout((trunk or self.trunk)(states), self.dropout, self.training)
         return self.head(features).float()
 
     def sample_heads(self, n_samples: int, generator: torch.Generator | None = None) -> Float[Tensor, "T A F"]:
@@ -186,19 +181,16 @@ class MCDropoutDQN(NatureDQN):
                 heads = self.sample_heads(n_samples, generator)
             n_heads, n_actions, _ = heads.shape
             weight, bias = heads.transpose(0, 1).flatten(0, 1), self.head.bias.repeat_interleave(n_heads)
-            features = (trunk or self.features)(states)
+            features = (trunk or self.trunk)(states)
             q_values = torch.addmm(bias[:, None], weight, features.T).float()  # (A·T, N), as acquisitions take them
             return q_values.view(n_actions, n_heads, -1).permute(2, 1, 0)
 
 
-@contextlib.contextmanager
-def reduced_precision(precision: str, device: str = "cpu") -> Iterator[None]:
+def reduced_precision(precision: str, device: str = "cpu") -> torch.autocast:
     """Run matrix products in `precision` ("float32" or "bfloat16") within the block; weights stay float32."""
     # torch would keep the weights that it has converted until the block ends, however they are trained meanwhile.
-    with torch.autocast(
-        torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
-    ):
-        yield
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
 
 
 def clear_moments(optimiser: torch.optim.Optimizer) -> None:

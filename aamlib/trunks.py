@@ -38,17 +38,17 @@ _EQUALISED = 0.75
 
 
 def packed_trunk(network: NatureDQN) -> Trunk:
-    """A `PackedTrunk` of the network's weights as they are now, or where torch cannot pack them, its `features`."""
+    """A `PackedTrunk` of the network's weights as they are now, or where torch cannot pack them, its `trunk`."""
     if next(network.parameters()).device.type == "cpu" and torch.backends.mkldnn.is_available():
         try:  # the products are no public part of torch
             return PackedTrunk(network)
         except (AttributeError, RuntimeError, TypeError):
             pass
-    return network.features
+    return network.trunk
 
 
 class PackedTrunk:
-    """Maps states to a network's hidden features, as its `features` does, in the precision set around.
+    """Maps states to a network's hidden features, as its `trunk` does, in the precision set around.
 
     The network's weights are taken as they are now, in the precision that is set as they are taken; when they change,
     make another. The network is on the CPU. Raises ValueError for one with normalisation.
@@ -123,7 +123,7 @@ def int8_is_fast(device: str) -> bool:
 
 
 class Int8Trunk:
-    """Maps states to a network's hidden features, as its `features` does, in eight-bit products.
+    """Maps states to a network's hidden features, as its `trunk` does, in eight-bit products.
 
     The network's weights are taken as they are now; when they change, make another.
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import aamlib
-from aamlib import games
+from aamlib import atari, games
 from aamlib.atari import play
 from aamlib.widgets.expert import ExpertView
 
@@ -47,7 +47,7 @@ def test_the_game_that_is_shown_first_is_a_bundled_one(monkeypatch):
 
 @pytest.mark.parametrize("game", ["pong", "breakout"])
 def test_colours_are_of_the_same_moments(game):
-    expert = aamlib.load_expert(aamlib.NatureDQN(len(games.action_names(game))))  # one that soon loses lives
+    expert = aamlib.load_expert(aamlib.NatureDQN(len(atari.action_names(game))))  # one that soon loses lives
     recording = games.record_game(expert, game, steps=200, epsilon=0.5, seed=3)
     colours = games.colour_frames(recording)
     assert colours.shape == (len(recording), 210, 160, 3)
@@ -59,9 +59,9 @@ def test_colours_are_of_the_same_moments(game):
 
 
 def test_actions_have_names():
-    assert games.action_names("pong") == ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
+    assert atari.action_names("pong") == ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
     with pytest.raises(aamlib.ConfigError, match="did you mean 'pong'"):
-        games.action_names("pnog")
+        atari.action_names("pnog")
 
 
 def test_another_network_may_watch(recording):

@@ -49,7 +49,7 @@ def two_threads():
 
 def features(network, states):
     with torch.no_grad():
-        return network.features(states)
+        return network.trunk(states)
 
 
 @pytest.mark.parametrize("n_states", [0, 1, 5, 40, 500])
@@ -118,13 +118,13 @@ def test_where_torch_cannot_pack_the_network_computes_itself(student, states, mo
         raise error("no such operator")
 
     monkeypatch.setattr(trunks, "PackedTrunk", refuse)
-    assert torch.equal(packed_trunk(student)(states), student.features(states))
+    assert torch.equal(packed_trunk(student)(states), student.trunk(states))
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN.")
 def test_a_network_elsewhere_computes_itself(student):
     network = NatureDQN(6).to("meta")
-    assert packed_trunk(network) == network.features
+    assert packed_trunk(network) == network.trunk
 
 
 @needs_int8

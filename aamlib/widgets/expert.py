@@ -12,12 +12,13 @@ import traitlets
 from matplotlib.figure import Figure
 
 from aamlib import figures
+from aamlib.atari import action_names
 from aamlib.cards import read_card
 from aamlib.checkpoints import load_student
 from aamlib.config import ConfigError
 from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, fingerprint, load_expert
 from aamlib.files import RunFolderError
-from aamlib.games import action_names, colour_frames, load_or_record_game, watch
+from aamlib.games import colour_frames, load_or_record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
 from aamlib.starts import read_starts

@@ -12,7 +12,7 @@ import traitlets
 from matplotlib.figure import Figure
 
 from aamlib import figures
-from aamlib.games import action_names
+from aamlib.atari import action_names
 from aamlib.plots import gif_bytes, mosaic
 from aamlib.selections import score_names
 from aamlib.widgets.base import one_of, row

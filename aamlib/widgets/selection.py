@@ -14,9 +14,9 @@ import traitlets
 from matplotlib.figure import Figure
 
 from aamlib import figures
+from aamlib.atari import action_names
 from aamlib.comparison import percent
 from aamlib.files import make_folder, write_csv
-from aamlib.games import action_names
 from aamlib.plots import gif_bytes, mosaic, write_gif
 from aamlib.runs import Run
 from aamlib.selections import score_names
