@@ -22,9 +22,10 @@ from IPython.display import display
 from tqdm import tqdm
 
 from aamlib.config import ConfigError, preset
+from aamlib.costs import describe_total, estimate
 from aamlib.experts import ExpertError
 from aamlib.files import RunFolderError
-from aamlib.grids import Cell, describe_total, estimate, plan
+from aamlib.grids import Cell, plan
 from aamlib.runs import ENDED, check_settings, load_runs
 from aamlib.workers import Outcome, is_done, open_pool, read_progress
 

@@ -256,6 +256,10 @@ class ExperimentConfig(Config):
         """States to ask about, of `n_states` in the pool."""
         return round(self.query_fraction * n_states)
 
+    def evaluation_is_due(self, agent_steps: int) -> bool:
+        """Whether the round that ends at so many agent steps has reached a multiple of `evaluate_every`."""
+        return agent_steps % self.evaluate_every < self.round_steps
+
     def epsilon(self, agent_steps: int) -> float:
         """Exploration at an agent step: 1 in the warm-up, then falling linearly."""
         fallen = (agent_steps - self.warmup_steps) / self.epsilon_decay_steps

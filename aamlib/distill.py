@@ -227,8 +227,7 @@ class Distillation:
     def evaluate(self) -> float | None:
         """Mean score of whole games, if an evaluation is due or the run ends; every game's score is kept."""
         config = self.config
-        due = self.agent_steps % config.evaluate_every < config.round_steps  # a multiple was reached in this round
-        if not due and not self.is_over:
+        if not config.evaluation_is_due(self.agent_steps) and not self.is_over:
             return None
         self.student.train(config.evaluation_dropout)
         policy = functools.partial(self.student, trunk=packed_trunk(self.student))

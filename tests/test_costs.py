@@ -1,0 +1,52 @@
+"""What the cells of a grid should take, by hand and by finished runs."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from aamlib import costs
+from aamlib.costs import describe_total, estimate
+from aamlib.grids import plan
+
+
+def test_work_is_counted_as_the_loop_does_it(tmp_path):
+    """Two rounds by hand: 160 steps of warm-up, then 160 a round, of a pool of 320 a tenth."""
+    small = {"total_steps": 480, "warmup_steps": 160, "round_steps": 160, "pool_size": 320, "evaluate_every": 320}
+    cells = plan({"seeds": [0], "constants": small}, tmp_path)
+    table = estimate(cells)
+    assert table["rounds"].item() == 2
+    assert table["labels"].item() == 64
+    seconds = 480 * 4.3e-4 + 640 * 5.4e-5 + 64 * 4.3e-4 + 2 * 1.6 + 30 * 1.36  # two evaluations: step 320 and the end
+    assert table["hours"].item() == pytest.approx(seconds / 3600, abs=0.0005)
+    assert describe_total(table) == "1 cells, about 1 minutes one after the other and 0.0 GB"
+    assert "about 2.5 hours one after" in describe_total(table.assign(hours=2.5))
+    (cell,) = cells
+    budgeted = dataclasses.replace(cell, config=dataclasses.replace(cell.config, label_budget=20))
+    assert estimate([budgeted])[["rounds", "labels"]].iloc[0].tolist() == [1, 20]
+    samples = dataclasses.replace(cell, config=dataclasses.replace(cell.config, n_samples=100))
+    assert estimate([samples])["hours"].item() == table["hours"].item(), "the trunk runs once, whatever T is"
+
+
+def test_neither_chance_nor_the_whole_pool_costs_scoring(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "SECONDS", dict.fromkeys(costs.SECONDS, 0.0) | {"pool_state": 3600.0})
+    small = {"total_steps": 480, "warmup_steps": 160, "round_steps": 160, "pool_size": 320}
+    values = {"acquisition": ["bald", "random"], "query_fraction": [0.1, 1.0]}
+    assert estimate(plan({"constants": small, "values": values}, tmp_path))["hours"].tolist() == [640, 0, 0, 0]
+
+
+@pytest.mark.slow
+def test_costs_are_taken_from_finished_runs(finished, tiny, tmp_path):
+    shutil.copytree(finished.dir, tmp_path / "run")
+    (tmp_path / "run" / "selections" / ".000001.parquet.abcd_123").touch()  # of a process that was killed
+    measured = costs.measured_costs(tmp_path)
+    rounds = finished.metrics.iloc[1:]
+    assert measured["seconds"]["agent_step"] == pytest.approx(rounds["seconds_act"].sum() / 640)
+    assert measured["seconds"]["game"] == pytest.approx(rounds["seconds_evaluate"].sum() / 4)
+    disk = sum(path.stat().st_size for path in finished.dir.rglob("*") if path.is_file())
+    cells = plan(
+        {"seeds": [0], "constants": {k: v for k, v in tiny.asdict().items() if v is not None and k != "seed"}}, "x"
+    )
+    assert estimate(cells, finished.dir)["megabytes"].item() == round(disk / 1e6)
+    shutil.rmtree(tmp_path / "run" / "pool")  # as of a published run
+    assert costs.measured_costs(tmp_path) == {"seconds": measured["seconds"], "n_bytes": costs.BYTES}
