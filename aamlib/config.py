@@ -124,11 +124,17 @@ class Config:
         """All settings, ready for JSON."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
-    @classmethod
-    def describe(cls) -> list[dict[str, Any]]:
-        """One row per setting, name, default and documentation: for a table in a notebook."""
-        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-        return [{"setting": f.name, "default": f.default, "meaning": f.metadata["doc"]} for f in fields]
+    def describe(self) -> list[dict[str, Any]]:
+        """One row per setting, with its value, default and documentation: for a table in a notebook."""
+        return [
+            {
+                "setting": field.name,
+                "value": getattr(self, field.name),
+                "default": field.default,
+                "meaning": field.metadata["doc"],
+            }
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        ]
 
 
 def _assigned_names(source: str) -> list[str]:

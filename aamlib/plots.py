@@ -37,22 +37,22 @@ LABELS = {
     "auroc": "AUROC against costly mistakes",
     "auroc_decided": "AUROC against costly mistakes",
 }
-NAMES = {"bald": "BALD", "variation_ratio": "variation ratio", "entropy": "entropy", "random": "random"}
 COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer than drawing with it
     "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9",
 )  # fmt: skip
-COLORS = dict(zip(("bald", "entropy", "variation_ratio", "random"), (COLORBLIND[i] for i in (0, 1, 2, 4)), strict=True))
+# The built-in functions', which stand in this order.
+COLORS = {name: COLORBLIND[i] for name, i in {"bald": 0, "variation_ratio": 2, "entropy": 1, "random": 4}.items()}
 _OTHERS = [COLORBLIND[i] for i in (3, 9, 5, 6)]
 
 
 def name_of(acquisition: str) -> str:
     """The function's name as it stands in figures; of my_module:my_function the part after the colon."""
-    return NAMES.get(acquisition, acquisition.split(":")[-1].replace("_", " "))
+    return "BALD" if acquisition == "bald" else acquisition.split(":")[-1].replace("_", " ")
 
 
 def in_order(acquisitions: Iterable[str]) -> list[str]:
     """Each acquisition function once: the built-in ones first, then others by name."""
-    known = list(NAMES)
+    known = list(COLORS)
     return sorted({*acquisitions}, key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
@@ -279,12 +279,17 @@ def _draw_references(ax: Axes, references: Mapping[str, float] | None) -> None:
         ax.axhline(score, linestyle=("--", ":", "-.")[i % 3], color="0.3", linewidth=1, label=f"{name} ({score:.1f})")
 
 
+def legend_once(ax: Axes, **style: Any) -> None:
+    """A legend in which lines of one label, such as several runs of one function, stand once."""
+    handles, names = ax.get_legend_handles_labels()
+    ax.legend(dict(zip(names, handles, strict=True)).values(), dict.fromkeys(names), **{"fontsize": "small", **style})
+
+
 def _finish(ax: Axes, x: str) -> Axes:
-    """The x axis in thousands or millions, and a legend in which several runs of one function stand once."""
+    """The x axis in thousands or millions, and a legend."""
     ax.set_xlabel(LABELS[x])
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    handles, names = ax.get_legend_handles_labels()
-    ax.legend(dict(zip(names, handles, strict=True)).values(), dict.fromkeys(names), fontsize="small")
+    legend_once(ax)
     return ax
 
 

@@ -118,11 +118,12 @@ def test_config_is_frozen_hashable_and_replaceable():
 
 
 def test_every_setting_is_described():
-    for config in (Bakery, PQNConfig, ExperimentConfig):
+    for config in (Bakery(loaves=7), PQNConfig(seed=7), ExperimentConfig(seed=7)):
         rows = config.describe()
         assert [row["setting"] for row in rows] == config.names()
         assert all(row["meaning"] for row in rows)
-        assert config(**{row["setting"]: row["default"] for row in rows}) == config()
+        assert type(config)(**{row["setting"]: row["value"] for row in rows}) == config
+        assert type(config)(**{row["setting"]: row["default"] for row in rows}) == type(config)()
 
 
 # From a notebook.

@@ -155,15 +155,6 @@ def test_the_studys_losses_stand_beside_ours_of_a_full_pool(metrics):
     assert table["seeds_ours"].tolist() == [1, 0]
 
 
-def test_of_the_whole_pool_any_function_stands_for_any(runs, metrics):
-    curves = comparison.learning_curves(metrics, aamlib.load_evaluations(runs), REFERENCES)
-    whole = curves[curves["acquisition"] == "entropy"].assign(query_fraction=1.0)
-    study = pd.DataFrame(
-        {"game": "pong", "query_fraction": 1.0, "acquisition": ["bald"], "agent_steps": 170_000, "score": 17.0}
-    )
-    assert evidence.beside_study(whole, study)["seeds_ours"].item() == 1
-
-
 @pytest.mark.parametrize(
     ("name", "columns"), {"study2020": ["agent_steps", "score"], "study2020_losses": ["first", "last"]}.items()
 )

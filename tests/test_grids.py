@@ -45,7 +45,7 @@ def test_every_combination_is_a_cell_but_the_excluded(tmp_path):
         "query_fraction": 0.4,
         "seed": 0,
     }
-    assert cell.config.n_rounds == 4  # 10,000 steps of warm-up, then rounds of 5,008
+    assert cell.config.n_rounds == 4  # 10,000 steps of warm-up, then rounds of 5,000
     assert not (tmp_path / "out").exists()
 
 

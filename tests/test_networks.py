@@ -12,7 +12,6 @@ from aamlib.networks import (
     as_blocks,
     clear_moments,
     depth_to_space,
-    fastest_precision,
     reduced_precision,
     space_to_depth,
 )
@@ -193,10 +192,6 @@ def test_bfloat16_follows_weights_that_are_trained_within_the_block(student, sta
         within = student(states)
     with reduced_precision("bfloat16"):
         assert torch.equal(student(states), within)
-
-
-def test_fastest_precision_is_one_of_the_two():
-    assert fastest_precision("cpu") in {"float32", "bfloat16"}
 
 
 def test_moments_too_small_to_move_a_weight_are_cleared():
