@@ -1,4 +1,4 @@
-"""Figures of single states, of one game, and of what a run's functions chose; like `plots`, without torch."""
+"""Figures of single states, of one game, and of what a run's functions chose."""
 
 from __future__ import annotations
 

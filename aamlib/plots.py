@@ -339,7 +339,7 @@ def gif_bytes(stacks: np.ndarray, *, columns: int = 10, scale: int = 1) -> bytes
     return buffer.getvalue()
 
 
-def write_gif(path: str | Path, stacks: np.ndarray, *, columns: int = 10, scale: int = 1) -> Path:
+def write_gif(path: str | Path, stacks: np.ndarray) -> Path:
     """Write `gif_bytes` atomically; returns the path. Raises RunFolderError when it cannot be written."""
-    write_bytes(path, gif_bytes(stacks, columns=columns, scale=scale))
+    write_bytes(path, gif_bytes(stacks))
     return Path(path)
