@@ -103,12 +103,14 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
             )
     else:
         path = expert_path(source)
-        weights = _read_sb3(path) if path.suffix == ".zip" else _read_safetensors(path)
+        weights, game = (_read_sb3(path), None) if path.suffix == ".zip" else _read_safetensors(path)
         expert = _as_network(path, weights)
+        expert.game = game
     return expert.requires_grad_(False).eval()
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The weights, and the game on which they were trained, if the file says it."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -125,7 +127,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{path} holds tensors of another kind ({', '.join(sorted(weights)[:3])}, ...); give a file that "
             "aamlib.save_expert wrote, or a Stable-Baselines3 DQN's zip."
         )
-    return weights
+    return weights, metadata.get("game")
 
 
 def _read_sb3(path: Path) -> dict[str, Tensor]:
@@ -192,7 +194,10 @@ def _count_actions(expert: nn.Module) -> int:
 
 
 def check_fits(expert: nn.Module, game: str, name: str) -> int:
-    """Return the game's number of actions, if the expert has as many; raise ExpertError, which names it, otherwise."""
+    """Return the game's number of actions. Raises ExpertError for an expert of another number, or of another game."""
+    trained_on = expert.game if isinstance(expert, NatureDQN) else None
+    if trained_on not in (None, game):
+        raise ExpertError(f"the expert ({name}) plays {trained_on}, not {game}; give an expert of this game.")
     if expert.n_actions != (required := n_actions(game)):
         raise ExpertError(
             f"the expert ({name}) has {expert.n_actions} actions, but {game} has {required}; give an expert of this "

@@ -27,7 +27,7 @@ from typing import Any
 
 from aamlib.acquisition import find_acquisition
 from aamlib.config import ConfigError, ExperimentConfig, nearest, preset
-from aamlib.experts import ExpertError, expert_path
+from aamlib.experts import ExpertError, check_fits, load_expert
 from aamlib.files import DATA_DIR
 
 EXPERIMENT = DATA_DIR.parent / "notebooks" / "02_run_experiment.ipynb"
@@ -68,18 +68,18 @@ def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | 
         if config.expert and Path(config.expert).is_file():  # workers may stand in another folder
             parameters["expert"] = str(Path(config.expert).absolute())
             config = dataclasses.replace(config, expert=parameters["expert"])
-        experts.add(config.expert or config.game)
+        experts.add((config.expert or config.game, config.game))
         acquisitions.add(config.acquisition)
         cells.append(Cell(name, Path(out).absolute() / name, parameters, config, Path(notebook).absolute()))
     if not cells:
         raise ConfigError("every cell of the grid is excluded; remove an exclusion.")
     if len(doubled := {cell.name for cell in cells}) < len(cells):
         raise ConfigError(f"{len(cells)} cells have only {len(doubled)} folder names; make the values differ in more.")
-    for expert in sorted(experts):
+    for expert, game in sorted(experts):
         try:
-            expert_path(expert)
+            check_fits(load_expert(expert), game, expert)
         except ExpertError as error:
-            raise ExpertError(f"the grid needs an expert that is not there: {error}") from error
+            raise ExpertError(f"the grid has an expert that cannot be used: {error}") from error
     for acquisition in sorted(acquisitions):
         find_acquisition(acquisition)
     return cells

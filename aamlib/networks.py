@@ -89,6 +89,8 @@ class NatureDQN(nn.Module):
         Give the convolutions a bias, as Stable-Baselines3 does; the study had none.
     """
 
+    game: str | None = None  # on which an expert was trained, where its file says it
+
     def __init__(self, n_actions: int, *, normalise: bool = False, conv_bias: bool = False) -> None:
         super().__init__()
         self.n_actions = n_actions

@@ -25,6 +25,7 @@ import aamlib
 from aamlib import experts
 from aamlib.experts import EXPERTS_DIR, ExpertError, expert_path, fingerprint, load_expert, save_expert
 from aamlib.files import RunFolderError
+from aamlib.grids import plan
 from aamlib.networks import NatureDQN
 
 CARD = {"game": "pong", "agent_steps": 1_000, "scores": [20.0, 21.0]}
@@ -252,6 +253,15 @@ def test_stable_baselines3s_dqn_labels_a_run(tiny, sb3_zip, tmp_path):
     path = shutil.copy(sb3_zip[1], tmp_path)
     run = aamlib.distill(dataclasses.replace(tiny, expert=str(path), total_steps=320), tmp_path / "run")
     assert run.status == "finished"
+
+
+def test_an_expert_of_another_game_is_refused_though_it_has_as_many_actions(with_settings, tmp_path):
+    config = with_settings(game="space_invaders", expert="pong-4")
+    with pytest.raises(ExpertError, match="plays pong, not space_invaders; give an expert of this game"):
+        aamlib.distill(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ExpertError, match=r"cannot be used: the expert \(pong-4\) plays pong, not breakout"):
+        plan({"constants": {"expert": "pong-4"}, "values": {"game": ["pong", "breakout"]}}, tmp_path)
 
 
 def test_stable_baselines3s_dqn_for_another_game_is_refused(tiny, tmp_path):

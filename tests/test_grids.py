@@ -118,7 +118,7 @@ def test_a_wrong_grid_is_refused_in_one_sentence(tmp_path, grid, message):
 def test_a_missing_expert_and_a_wrong_file_are_said_before_anything_starts(tmp_path):
     with pytest.raises(
         aamlib.ExpertError,
-        match="the grid needs an expert that is not there: no expert is bundled for tennis: train one",
+        match="the grid has an expert that cannot be used: no expert is bundled for tennis: train one",
     ):
         plan({"values": {"game": ["tennis"]}}, tmp_path)
     with pytest.raises(aamlib.ConfigError, match="cannot read the grid .*none.toml: No such file"):
