@@ -203,11 +203,13 @@ def estimates(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     """One row per game, share and function: the seeds' interquartile mean of a measure, with its interval.
 
     Columns game, query_fraction, acquisition, seeds, iqm, low and high (NaN with fewer than `stats.MIN_SEEDS` seeds).
-    Where a function was run on several games with the same share, a further row has all games together.
+    Where a function was run on several games with the same share, a further row has all games, equally weighty.
     """
     rows = []
     for (game, fraction), functions in _strata(runs, measure).items():
         for acquisition, strata in functions.items():
+            if not _fewest(strata):
+                continue
             low, high = stats.interval(stats.iqm, *strata)
             row = {"game": game, "query_fraction": fraction, "acquisition": acquisition, "seeds": _fewest(strata)}
             rows.append({**row, "iqm": float(stats.iqm(*strata)), "low": float(low), "high": float(high)})
@@ -256,15 +258,17 @@ def _fewest(strata: list[np.ndarray]) -> int:
 
 
 def _strata(runs: pd.DataFrame, measure: str) -> dict[tuple[str, float], dict[str, list[np.ndarray]]]:
-    """The seeds' values, game by game, of each function, by (game, share); with all games together where possible."""
+    """The seeds' values, game by game, of each function, by (game, share); with all games together where possible.
+
+    A function whose runs have no value yet is there, with none.
+    """
     strata: dict[tuple[str, float], dict[str, list[np.ndarray]]] = {}
-    known = runs.dropna(subset=[measure])
-    for fraction in sorted(known["query_fraction"].astype(float).unique()):
-        at_share = known[known["query_fraction"] == fraction]
+    for fraction in sorted(runs["query_fraction"].astype(float).unique()):
+        at_share = runs[runs["query_fraction"] == fraction]
         games = at_share["game"].unique()
         for name, of_function in at_share.groupby("acquisition"):
             acquisition = str(name)
-            values = {str(game): rows[measure].to_numpy(float) for game, rows in of_function.groupby("game")}
+            values = {str(game): rows[measure].dropna().to_numpy(float) for game, rows in of_function.groupby("game")}
             for game, of_game in values.items():
                 strata.setdefault((game, fraction), {})[acquisition] = [of_game]
             if len(games) > 1 and len(values) == len(games):
@@ -324,7 +328,7 @@ def iqm(values: pd.Series) -> float:
 
 def _noise(of_runs: pd.Series) -> float:
     """The standard error of an interquartile mean over runs, by the games alone."""
-    kept = len(of_runs) - 2 * (len(of_runs) // 4)
+    kept = len(of_runs) - 2 * stats.n_trimmed(len(of_runs))
     return float(np.sqrt(np.mean(of_runs**2) / kept))
 
 

@@ -286,7 +286,7 @@ def test_estimates_have_intervals_from_five_seeds_on_and_all_games_together():
     assert estimates["seeds"].to_dict() == {
         ("breakout", "bald"): 5, ("pong", "bald"): 5, ("pong", "random"): 1, ("all games", "bald"): 5
     }  # fmt: skip
-    assert estimates["iqm"].tolist() == pytest.approx([0.5, 0.3, 0.3, (0.3 + 0.4 + 0.5 * 4) / 6])
+    assert estimates["iqm"].tolist() == pytest.approx([0.5, 0.3, 0.3, (0.3 + 0.5) / 2])
     assert estimates.loc[("pong", "random"), ["low", "high"]].isna().all()
     low, high = estimates.loc[("pong", "bald"), ["low", "high"]]
     assert 0.1 <= low < 0.3 < high <= 0.9
@@ -297,7 +297,7 @@ def test_improvements_claim_nothing_below_five_seeds_or_without_a_clear_differen
         ("pong", "bald"): [0.9, 0.8, 0.9, 0.8, 0.7],
         ("pong", "entropy"): [0.1, 0.2, 0.1, 0.2, 0.3],
         ("pong", "random"): [0.8, 0.7, 0.9, 0.9, 0.7],
-        ("pong", "few"): [0.0],
+        ("pong", "begun"): [np.nan],
     }
     pairs = comparison.improvements(areas_of(values), "area").set_index(["better", "than"])
     assert pairs["verdict"].to_dict() == {

@@ -56,7 +56,7 @@ def test_mean_height_is_that_of_many_thin_slices(y, start):
 
 
 def slow_iqm(values):
-    ordered, cut = sorted(values), len(values) // 4
+    ordered, cut = sorted(values), len(values) // 4 if len(values) >= 5 else 0
     kept = ordered[cut : len(ordered) - cut]
     return sum(kept) / len(kept)
 
@@ -70,7 +70,8 @@ def test_interquartile_mean_by_hand():
     assert stats.iqm(np.array([1.0, 2, 3, 4, 5, 6, 7, 100])) == 4.5
     assert stats.iqm(np.array([0.0, 9.0, 1.0, 2.0, -50.0])) == 1
     assert stats.iqm(np.array([1.0, 5.0])) == 3
-    assert stats.iqm(np.array([1.0, 2, 3, 4]), np.array([5.0, 6, 7, 100])) == 4.5  # games together
+    assert stats.iqm(np.array([0.0, 1.0, 2.0, 9.0])) == 3, "of four seeds none is left out"
+    assert stats.iqm(np.array([1.0, 2, 3, 4, 50]), np.array([7.0])) == 5, "each game counts as much as the other"
     assert stats.iqm(np.array([[1.0, 10.0], [3.0, 30.0]]), axis=0).tolist() == [2, 20]
 
 
