@@ -11,10 +11,12 @@ the same T masks for every state; in a round several times on some states, first
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -144,13 +146,31 @@ def find_acquisition(name: str) -> Acquisition:
 
 
 def source_hash(name: str) -> str | None:
-    """SHA-256 of the source of a user's own function, hexadecimal; None for others, and without a source."""
-    if name in ACQUISITIONS:
-        return None
+    """SHA-256 of the source of a user's own function, hexadecimal; None for others, and without a source.
+
+    With it counts what it uses of its own module: functions, and constants by their values.
+    """
+    return None if name in ACQUISITIONS else _source_hash(find_acquisition(name))
+
+
+@functools.cache  # of the code that is in memory: the file may be edited later
+def _source_hash(function: Acquisition) -> str | None:
+    parts: dict[str, str] = {}
     try:
-        return hashlib.sha256(inspect.getsource(find_acquisition(name)).encode()).hexdigest()
+        _collect_source(function, parts)
     except (OSError, TypeError):  # made by other means than def, or by a module without a file
         return None
+    return hashlib.sha256("\n".join(parts[name] for name in sorted(parts)).encode()).hexdigest()
+
+
+def _collect_source(function: Callable[..., Any], parts: dict[str, str]) -> None:
+    parts[function.__name__] = inspect.getsource(function)
+    for name, used in inspect.getclosurevars(function).globals.items():
+        if inspect.isfunction(used) and used.__module__ == function.__module__:
+            if used.__name__ not in parts:
+                _collect_source(used, parts)
+        elif isinstance(used, bool | int | float | str | tuple):
+            parts[name] = repr(used)
 
 
 def check_acquisition(name: str, n_samples: int, n_actions: int) -> None:
@@ -183,7 +203,10 @@ def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Genera
     """
     if not torch.isfinite(scores).all():
         n_bad = int((~torch.isfinite(scores)).sum())
-        raise ValueError(f"{n_bad} of {len(scores)} scores are not finite; {_FINITE}")
+        raise ValueError(
+            f"{n_bad} of {len(scores)} scores are not finite; {_FINITE} Then begin in another folder, for a run goes on "
+            "only with the function that it began with."
+        )
     shuffled = torch.randperm(len(scores), generator=generator)
     order = torch.sort(scores.cpu()[shuffled], descending=True, stable=True).indices
     return shuffled[order[:query_size]]

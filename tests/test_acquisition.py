@@ -296,16 +296,28 @@ def test_function_that_cannot_be_had_is_an_error(own_module, name, reason):
 
 def test_the_source_of_ones_own_function_is_known_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    path, hashes = tmp_path / "known_again.py", []
-    for body in ("0", "0", "1"):
+    path = tmp_path / "known_again.py"
+
+    def write(body="_of(logits)[:, SAMPLE, 0]", helper="logits", sample=0, other=0):
         path.write_text(
-            f"def first(logits, *, generator=None):\n    return logits[:, {body}, 0]\n\nOTHER = {len(hashes)}\n"
+            f"SAMPLE, OTHER = {sample}, {other}\n\n"
+            f"def first(logits, *, generator=None):\n    return {body}\n\n"
+            f"def _of(logits):\n    return {helper}\n"
         )
+
+    def loaded(**parts):
+        write(**parts)
         monkeypatch.delitem(sys.modules, "known_again", raising=False)
         linecache.clearcache()
         importlib.invalidate_caches()
-        hashes.append(source_hash("known_again:first"))
-    assert hashes[0] == hashes[1] != hashes[2]
+        return source_hash("known_again:first")
+
+    before = loaded()
+    assert loaded(other=1) == before, "what it does not use may change"
+    changed = [loaded(body="_of(logits)[:, 1, 0]"), loaded(helper="-logits"), loaded(sample=1)]
+    assert len({before, *changed}) == 4
+    write()
+    assert source_hash("known_again:first") == changed[-1], "in memory is still what was loaded"
     assert source_hash("bald") is None
 
 
