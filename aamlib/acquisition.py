@@ -204,8 +204,8 @@ def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Genera
     if not torch.isfinite(scores).all():
         n_bad = int((~torch.isfinite(scores)).sum())
         raise ValueError(
-            f"{n_bad} of {len(scores)} scores are not finite; {_FINITE} Then begin in another folder, for a run goes on "
-            "only with the function that it began with."
+            f"{n_bad} of {len(scores)} scores are not finite; {_FINITE} Then begin in another folder, for a run goes "
+            "on only with the function that it began with."
         )
     shuffled = torch.randperm(len(scores), generator=generator)
     order = torch.sort(scores.cpu()[shuffled], descending=True, stable=True).indices

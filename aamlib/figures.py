@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -50,8 +51,9 @@ def axis_label(column: str) -> str:
 
 
 def action_palette(actions: Sequence[str]) -> dict[str, str]:
-    """A colour for each action's name."""
-    return dict(zip(actions, itertools.cycle(_ACTIONS)))
+    """A colour for each action's name; a game has at most 18 actions."""
+    many = [to_hex(color) for color in mpl.colormaps["tab20"].colors]  # type: ignore[attr-defined]
+    return dict(zip(actions, _ACTIONS if len(actions) <= len(_ACTIONS) else many, strict=False))
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -92,15 +94,23 @@ def softmax(q_values: np.ndarray, temperature: float) -> np.ndarray:
 def draw_timeline(axes: Iterable[Axes], q_values: np.ndarray, actions: Sequence[str]) -> None:
     """Q-values (N, A) of each action over a game, and under them the Q-gap."""
     above, below = axes
-    for i, (name, values) in enumerate(zip(actions, q_values.T, strict=True)):
-        color, style = _ACTIONS[i % len(_ACTIONS)], ("-", "--")[i // len(_ACTIONS) % 2]
-        above.plot(values, color=color, linestyle=style, linewidth=1, label=name)
+    colors = action_palette(actions)
+    for name, values in zip(actions, q_values.T, strict=True):
+        above.plot(values, color=colors[name], linewidth=1, label=name)
     above.set(ylabel="expert's Q-value", xlim=(0, len(q_values) - 1))
     above.tick_params(labelbottom=False)
-    above.legend(ncols=9, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, frameon=False)
+    above.legend(ncols=_legend_columns(above, actions), fontsize="small", loc="lower left", bbox_to_anchor=(0, 1),
+                 frameon=False, borderaxespad=0.2, handlelength=1.2, columnspacing=1)  # fmt: skip
     gap = describe_q(q_values, 1.0)["q_gap"]
     below.fill_between(range(len(gap)), gap, color=EXPERT, linewidth=0, alpha=0.8)
     below.set(ylabel="Q-gap", xlabel="agent step (4 emulator frames)", xlim=(0, len(q_values) - 1), ylim=(0, None))
+
+
+def _legend_columns(ax: Axes, names: Sequence[str]) -> int:
+    """Into how many columns the names go above an Axes, by the size of small letters: all in one row if they fit."""
+    widths = [0.4 + 0.075 * len(name) for name in names]  # inches
+    available = ax.get_position().width * ax.figure.get_figwidth()  # type: ignore[union-attr]
+    return len(names) if sum(widths) <= available else max(1, int(available / max(widths)))
 
 
 def draw_histogram(ax: Axes, q_values: np.ndarray, column: str, temperature: float) -> None:
@@ -134,6 +144,7 @@ def draw_policies(
         spread = np.linspace(-0.14, 0.14, len(samples))[:, None] + (y + shift)
         ax.scatter(samples, spread, s=9, color="0.1", linewidth=0, zorder=3, label=f"its {len(samples)} passes")
     ax.set(yticks=y, yticklabels=actions, xlim=(0, 1), xlabel="probability of the action")
+    ax.tick_params(axis="y", labelsize="medium" if len(actions) < 9 else "small")
     ax.invert_yaxis()
     ax.legend(fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2,
               handlelength=1, columnspacing=1)  # fmt: skip
@@ -173,6 +184,8 @@ def draw_rounds(ax: Axes, table: pd.DataFrame, column: str, by: str = "score") -
 def draw_decomposition(ax: Axes, table: pd.DataFrame, score: str) -> None:
     """Mean total uncertainty of a function's choice (of `selections.choices`), split into its two parts, per round."""
     rows = table[table["score"] == score]
+    if len(rows) == 1:  # a single round is drawn as wide as one
+        rows = pd.concat([rows.assign(round=rows["round"] + side) for side in (-0.5, 0.5)])
     ax.stackplot(rows["round"], rows["aleatoric"], rows["score_bald"], colors=[COLORBLIND[9], COLORBLIND[3]],
                  labels=["aleatoric: expected entropy", "epistemic: BALD"])  # fmt: skip
     ax.plot(rows["round"], rows["score_entropy"], color="0.1", linewidth=1.5, label="total: predictive entropy")

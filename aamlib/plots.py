@@ -46,8 +46,11 @@ _OTHERS = [COLORBLIND[i] for i in (3, 9, 5, 6)]
 
 
 def name_of(acquisition: str) -> str:
-    """The function's name as it stands in figures; of my_module:my_function the part after the colon."""
-    return "BALD" if acquisition == "bald" else acquisition.split(":")[-1].replace("_", " ")
+    """The function's name as it stands in figures; margin:margin is margin, other own functions keep their module."""
+    module, _, function = acquisition.partition(":")
+    if function:
+        return function if function == module and function not in COLORS else acquisition
+    return "BALD" if acquisition == "bald" else acquisition.replace("_", " ")
 
 
 def in_order(acquisitions: Iterable[str]) -> list[str]:

@@ -140,7 +140,10 @@ class Plot:
 
 
 class PolicyPlot:
-    """Policies of one state after another: the axes are drawn once, then only bars and dots, ten times as fast."""
+    """Policies of one state after another: the axes are drawn once, then only bars and dots, ten times as fast.
+
+    Higher than the given inches where there are many actions.
+    """
 
     def __init__(self, width: float, height: float) -> None:
         self.size = width, height
@@ -156,7 +159,8 @@ class PolicyPlot:
         """PNG of `figures.draw_policies`."""
         kind = tuple(actions), student is None, None if samples is None else samples.shape
         if kind != self.kind:
-            self.kind, figure = kind, figures.new_figure(*self.size)
+            width, height = self.size
+            self.kind, figure = kind, figures.new_figure(width, max(height, 0.8 + 0.17 * len(actions)))
             self.ax, self.canvas = figure.subplots(), FigureCanvasAgg(figure)
             figures.draw_policies(self.ax, actions, expert, student, samples)
             self.bars: list[Any] = [*self.ax.patches]

@@ -156,10 +156,11 @@ class ExpertView(View):
 
     def figure(self) -> Figure:
         """Frames, Q-values over the game, policies and histograms of the present state."""
-        figure = figures.new_figure(12.0, 8.4)
+        policies = max(1.6, 0.16 * len(self.actions))
+        figure = figures.new_figure(12.0, 6.3 + 1.3 * policies)
         axes = figure.subplot_mosaic(
             [["frame", "q", "q"], ["frame", "gap", "gap"], ["strip", "policy", "policy"], [*_HISTOGRAMS]],
-            height_ratios=(2, 1, 1.6, 1.8),
+            height_ratios=(2, 1, policies, 1.8),
         )
         for name, image in (("frame", self.frame()), ("strip", figures.strip(self.stacks[self.step]))):
             axes[name].imshow(image, cmap="gray", vmin=0, vmax=255)
