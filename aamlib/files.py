@@ -73,10 +73,18 @@ def _replace(temporary: Path, path: Path) -> None:
 
 
 def not_hidden(root: Path, pattern: str) -> list[Path]:
-    """The files that match below the folder, outside of hidden folders: in these a run may be half copied."""
-    found = []
-    for folder, below, names in os.walk(root):  # unlike rglob, it goes on where a folder is taken away meanwhile
-        below[:] = [name for name in below if not name.startswith(".")]
+    """The files that match below the folder, outside of hidden folders: in these a run may be half copied.
+
+    Links are followed; a folder that can be reached in several ways counts once.
+    """
+    found, seen = [], set()
+    # Unlike rglob, it goes on where a folder is taken away meanwhile.
+    for folder, below, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
         found += [path for name in names if not name.startswith(".") and (path := Path(folder, name)).match(pattern)]
     return found
 

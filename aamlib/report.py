@@ -45,9 +45,8 @@ def as_text(summary: pd.DataFrame) -> pd.DataFrame:
         names = [f"{threshold * 100:g}" for threshold in stats.THRESHOLDS]
         for count, name in [*(("labels", name) for name in names), ("unique", names[-1])]:
             after, to = values[f"{count}_after_{name}"], values[f"{count}_to_{name}"]
-            interval = f"{after / 1e3:,.0f}–{_thousands(to)}" if after else f"≤ {_thousands(to)}"
             seeds = f" ({values[f'reached_{name}']} of {values['seeds']})" if values["seeds"] > 1 else ""
-            text[f"{count} to {name} %"] = (interval if np.isfinite(to) else "–") + seeds
+            text[f"{count} to {name} %"] = _interval(after, to) + seeds
         for count in ("labels_used", "unique_labels"):
             text[count.replace("_", " ")] = _thousands(values[count])
         rows.append({name: "–" if str(value).startswith("nan") else value for name, value in text.items()})
@@ -134,4 +133,12 @@ def _with_width(row: dict[str, Any], name: str, digits: str) -> str:
 
 
 def _thousands(count: float | int) -> str:
-    return f"{count / 1e3:,.0f}k"
+    """Such as "12k"; small counts in full."""
+    return f"{count:,.0f}" if count < 10_000 else f"{count / 1e3:,.0f}k"
+
+
+def _interval(after: float, to: float) -> str:
+    """Both ends, in thousands if the upper one is; a dash if it is infinite."""
+    if not np.isfinite(to):
+        return "–"
+    return f"{after / (1 if to < 10_000 else 1e3):,.0f}–{_thousands(to)}" if after else f"≤ {_thousands(to)}"

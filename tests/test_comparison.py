@@ -336,13 +336,13 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
         for line in report.as_text(comparison.summary(curves)).to_markdown(index=False).splitlines()
     )
     cells = dict(zip(header, line, strict=True))
-    assert cells["labels to 50 %"] == "2–3k (2 of 3)"
+    assert cells["labels to 50 %"] == "2,000–3,000 (2 of 3)"
     assert cells["labels to 75 %"] == "– (1 of 3)"
     assert cells["area over agent steps"] == "0.33 (0.10 to 0.55)"
     random = table([0.1] * 3, seed=3).assign(acquisition="random", query_fraction=0.9)
     areas = report.areas_as_text(comparison.summary(pd.concat([curves, random])))
     assert list(areas.columns) == ["game", "share", "agent steps", "bald", "random"]
-    assert areas["agent steps"].tolist() == ["0k–0k"] * 2
+    assert areas["agent steps"].tolist() == ["100–300"] * 2
     assert areas[["bald", "random"]].to_numpy().tolist() == [["0.33 (0.10 to 0.55)", "not run"], ["not run", "0.10"]]
     whole_pool = pd.concat([curves, random, table([0.1] * 3, seed=4).assign(query_fraction=1.0)])
     whole_pool["acquisition"] = comparison.function_of(whole_pool)

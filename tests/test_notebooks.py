@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -136,6 +137,23 @@ def test_mistyped_parameters_stop_before_anything_starts(tmp_path, monkeypatch, 
     with pytest.raises(aamlib.ConfigError, match=re.escape(message)):
         exec(cells[2], namespace)
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_stand_beside_each_other_though_one_has_no_score_of_ones_own_function(tmp_path):
+    for name in ("own", "plain"):
+        shutil.copytree(aamlib.DATA_DIR / "sample" / "pong-bald", tmp_path / name)
+    for path in (tmp_path / "own" / "selections").iterdir():
+        table = pd.read_parquet(path)
+        table.assign(**{"score_margin:margin": table["score_bald"]}).to_parquet(path)
+    source = next(path for path in NOTEBOOKS if path.stem == "06_uncertain_frames")
+    code = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
+    namespace = {}
+    exec(code[0], namespace)
+    namespace |= {"runs": str(tmp_path), "run": "own", "sort": "score_margin:margin"}
+    for cell in code[1:3]:
+        exec(cell, namespace)
+    assert (namespace["view"].sort, namespace["right"].run) == ("score_margin:margin", "plain")
+    assert namespace["right"].sort == "score_bald"
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from aamlib import plots
+from aamlib import figures, plots
+from aamlib.atari import action_names
 
 matplotlib.use("Agg")
 
@@ -82,7 +83,7 @@ def test_five_seeds_are_a_line_in_a_band_and_fewer_a_line_each(ax, curves):
     assert 32 < band.y1 <= 34
     assert [line.get_ydata()[0] for line in references] == [19, -20]
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names == ["BALD, IQM of 5 seeds", "own, 2 seeds", "expert (19.0)", "random play (-20.0)"]
+    assert names == ["BALD, IQM of 5 seeds", "mine:own, 2 seeds", "expert (19.0)", "random play (-20.0)"]
     assert middle.get_color() != seeds[0].get_color() == seeds[1].get_color()
 
 
@@ -193,3 +194,25 @@ def test_gif_runs_each_state_through_its_four_frames_in_its_place():
                 pixel = image[(row * 86 + 40) * 2, (column * 86 + 40) * 2]
                 assert pixel == stacks[state, frame, 0, 0]
             assert image[(86 + 40) * 2, (86 + 40) * 2] == 255, "a place without a state stays white"
+
+
+def test_functions_of_ones_own_are_told_from_others():
+    names = ["bald", "variation_ratio", "margin:margin", "mine:entropy", "v1:score", "v2:score", "random:random"]
+    shown = ["BALD", "variation ratio", "margin", "mine:entropy", "v1:score", "v2:score", "random:random"]
+    assert [plots.name_of(name) for name in names] == shown
+
+
+def test_every_action_of_the_largest_set_has_a_colour_of_its_own():
+    for n_actions in (4, 10, 18):
+        assert len(set(figures.action_palette([str(i) for i in range(n_actions)]).values())) == n_actions
+
+
+def test_a_long_legend_of_actions_is_as_wide_as_its_axes():
+    figure = figures.new_figure(7.4, 3.6)
+    axes = figure.subplots(2, 1, height_ratios=(2, 1))
+    figures.draw_timeline(axes, np.random.default_rng(0).normal(size=(30, 18)), action_names("seaquest"))
+    figure.canvas.draw()
+    legend = axes[0].get_legend().get_window_extent()
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y1 <= figure.bbox.y1
+    assert axes[0].get_window_extent().height > 0.25 * figure.bbox.height

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from synthetic import write_run
 
 import aamlib
 from aamlib import files
@@ -33,6 +34,16 @@ def test_what_is_not_there_is_said_in_one_sentence(finished, tmp_path):
         _ = aamlib.Run(tmp_path).config
     with pytest.raises(aamlib.RunFolderError, match="no selection of round 9; it has those of 1, 2, 3, 4"):
         finished.selection(9)
+
+
+def test_links_are_followed_and_what_they_lead_to_counts_once(tmp_path):
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
+    write_run(elsewhere / "batch" / "a", rounds=1)
+    root.mkdir()
+    (root / "batch").symlink_to(elsewhere / "batch")
+    (root / "again").symlink_to(elsewhere / "batch" / "a")
+    (elsewhere / "batch" / "circle").symlink_to(root)
+    assert list(find_runs([root])) == ["again"]
 
 
 def test_folders_are_searched_but_for_hidden_ones_and_one_that_is_taken_away(tmp_path, monkeypatch):

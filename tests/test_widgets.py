@@ -247,7 +247,7 @@ def test_no_state_left_is_said_and_not_exported(runs, tmp_path):
     with pytest.raises(ValueError, match="nothing to export"):
         view.export()
     controls(view.panel, "aam-save").click()
-    assert "nothing to export" in controls(view.panel, "aam-saved").value
+    assert "nothing to export" in controls(view.panel, "aam-problem").value
     assert list(tmp_path.iterdir()) == []
     controls(view.panel, "aam-gaps").value = (0.0, controls(view.panel, "aam-gaps").max)
     assert hidden[0].layout.display is None
@@ -285,7 +285,28 @@ def test_a_folder_that_cannot_be_made_is_said(runs, tmp_path):
     (tmp_path / "file").touch()
     view = SelectionView(runs, "pong-bald", folder=tmp_path / "file" / "exports")
     controls(view.panel, "aam-save").click()
-    assert "choose another folder" in controls(view.panel, "aam-saved").value
+    assert "choose another folder" in controls(view.panel, "aam-problem").value
+
+
+@pytest.mark.parametrize("kind", [SelectionView, ScatterView])
+def test_a_run_or_a_round_that_cannot_be_read_is_said_and_the_one_before_stays(runs, tmp_path, kind):
+    good, bad = (publish(runs["pong-bald"], tmp_path / name, selections=2) for name in ("good", "bad"))
+    newest = sorted((bad.dir / "selections").iterdir())[-1]
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:2000])
+    view = kind({"good": good, "bad": bad})
+    before, run, problem = view.readout, controls(view.panel, "aam-run"), controls(view.panel, "aam-problem")
+    run.value = "bad"
+    assert f"{newest.name} cannot be read" in problem.value
+    assert (run.value, view.run, view.readout) == ("good", "good", before)
+    newest.write_bytes(whole)
+    run.value = "bad"
+    assert (view.run, problem.value) == ("bad", "")
+    oldest = sorted((bad.dir / "selections").iterdir())[0]
+    oldest.write_bytes(oldest.read_bytes()[:2000])
+    controls(view.panel, "aam-round").value = int(oldest.stem)
+    assert f"{oldest.name} cannot be read" in problem.value
+    assert controls(view.panel, "aam-round").value == view.round == int(newest.stem)
 
 
 def test_the_studys_gifs_come_from_the_runs_that_there_are(runs, tmp_path):

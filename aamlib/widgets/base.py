@@ -7,8 +7,10 @@ can turn a knob, get `figure()`, a still picture of the same state. All can be s
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import anywidget
@@ -22,6 +24,8 @@ from matplotlib.figure import Figure
 from aamlib import figures
 from aamlib.comparison import percent
 from aamlib.config import ConfigError, nearest
+from aamlib.experts import ExpertError
+from aamlib.files import RunFolderError
 from aamlib.runs import Run
 
 
@@ -50,9 +54,13 @@ def run_titles(runs: Mapping[str, Run]) -> dict[str, str]:
 
 
 class View(traitlets.HasTraits):
-    """What all views share: `panel`, the live controls; `figure()`, the still picture; `readout`, the numbers."""
+    """What all views share: `panel`, the live controls; `figure()`, the still picture; `readout`, the numbers.
+
+    `problem`: why the last thing that was tried on the panel could not be done; "" if it was.
+    """
 
     readout = traitlets.Unicode()
+    problem = traitlets.Unicode()
 
     @functools.cached_property
     def panel(self) -> ipywidgets.Widget:
@@ -68,10 +76,41 @@ class View(traitlets.HasTraits):
         raise NotImplementedError
 
     def link(self, trait: str, widget: ipywidgets.Widget) -> Any:
-        """Tie a trait to a control, which also gets the trait's name as a class for styles and tests."""
-        traitlets.link((self, trait), (widget, "value"))
-        widget.add_class(f"aam-{trait}")
-        return widget
+        """Tie a trait to a control, which also gets the trait's name as a class for styles and tests.
+
+        A value that cannot be taken goes back to the one before, and `problem` says why.
+        """
+        widget.value = getattr(self, trait)
+        self.follow(trait, widget)
+        self.observe(lambda change: setattr(widget, "value", change.new), trait)
+        return widget.add_class(f"aam-{trait}")
+
+    def follow(self, trait: str, widget: ipywidgets.Widget) -> None:
+        """Let the trait go with a control, as `link` does, but not the control with the trait."""
+
+        def take(change: Any) -> None:
+            if change.new != getattr(self, trait):
+                with self.telling():
+                    self.set_trait(trait, change.new)
+                widget.value = getattr(self, trait)
+
+        widget.observe(take, "value")
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tell as `problem` what is raised within the block: on a page errors go to a log that nobody looks at."""
+        self.problem = ""
+        try:
+            yield
+        except (ConfigError, ExpertError, RunFolderError, OSError) as problem:
+            self.problem = str(problem)
+
+    def problem_line(self) -> ipywidgets.Widget:
+        """The `problem` as a line of text."""
+        line = ipywidgets.HTML()
+        text = "<span style='color: #b00020'>{}</span>".format
+        traitlets.dlink((self, "problem"), (line, "value"), lambda problem: problem and text(html.escape(problem)))
+        return line.add_class("aam-problem")
 
     def readout_line(self) -> ipywidgets.Widget:
         """The numbers as a line of text."""

@@ -16,8 +16,7 @@ from aamlib.atari import action_names
 from aamlib.cards import read_card
 from aamlib.checkpoints import load_student
 from aamlib.config import ConfigError
-from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, fingerprint, load_expert
-from aamlib.files import RunFolderError
+from aamlib.experts import EXPERTS_DIR, check_fits, fingerprint, load_expert
 from aamlib.games import colour_frames, load_or_record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
@@ -205,7 +204,6 @@ class ExpertView(View):
         policy = ipywidgets.Image(layout={"max_width": "100%"}).add_class("aam-policy")
         gaps, entropy = (ipywidgets.Image(layout={"max_width": "100%"}) for _ in range(2))
         entropy.add_class("aam-entropy")
-        error = ipywidgets.HTML()
         policies, entropies = PolicyPlot(7.2, 2.3), Plot(3.7, 2.4)
         span = [0.0, 1.0, 0.0, 1.0]  # of the timeline's axes: left, width, top, height
 
@@ -240,11 +238,8 @@ class ExpertView(View):
             show_step()
 
         def play_again(_: Any) -> None:
-            try:
+            with self.telling():
                 self.play()
-                error.value = ""
-            except (ConfigError, ExpertError, RunFolderError) as problem:
-                error.value = f"<span style='color: #b00020'>{problem}</span>"
 
         def choose_players(change: Any) -> None:
             if change.new in experts:
@@ -268,7 +263,7 @@ class ExpertView(View):
         return ipywidgets.VBox(
             [
                 row(game, expert, student, seed, steps, play),
-                error,
+                self.problem_line(),
                 row(run, slider, decisive, indifferent, colours),
                 self.readout_line(),
                 row(ipywidgets.VBox([frame, strip]), ipywidgets.VBox([timeline, policy])),

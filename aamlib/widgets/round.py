@@ -20,6 +20,12 @@ MEASURES = ("q_gap", "q_range", "label_entropy", "regret", "aleatoric")
 KINDS = {"queried by the run": "queried", "random, of the pool": "random"}
 
 
+def _described(run: Run, number: int) -> pd.DataFrame:
+    """A round's recorded states. Raises RunFolderError if they cannot be read."""
+    modified = (run.dir / "selections").stat().st_mtime  # a run may be made anew in the same folder
+    return _read(run.dir, number, run.config["temperature"], modified)
+
+
 @functools.lru_cache(maxsize=8)
 def _read(run_dir: Path, number: int, temperature: float, _modified: float) -> pd.DataFrame:
     return describe(Run(run_dir).selection(number), temperature)
@@ -53,7 +59,7 @@ class RoundView(View):
     ) -> None:
         self.runs, self.titles = runs, run_titles(runs)
         super().__init__()
-        self.run = one_of("run", run or next(iter(runs)), list(runs))
+        self.run = run or next(iter(runs))
         if number is not None:
             self.round = number
         for trait, value in settings.items():
@@ -72,9 +78,7 @@ class RoundView(View):
     @property
     def states(self) -> pd.DataFrame:
         """The round's recorded states of this kind, described."""
-        folder = self.runs[self.run].dir
-        modified = (folder / "selections").stat().st_mtime  # a run may be made anew in the same folder
-        table = _read(folder, self.round, self.config["temperature"], modified)
+        table = _described(self.runs[self.run], self.round)
         return table[table["kind"] == self.kind].reset_index(drop=True)
 
     @property
@@ -89,9 +93,18 @@ class RoundView(View):
         if getattr(self, self.column_trait) not in self.offered:
             setattr(self, self.column_trait, self.trait_defaults(self.column_trait))
 
+    @traitlets.validate("run")
+    def _readable_run(self, proposal: Any) -> str:
+        name = one_of("run", proposal["value"], list(self.runs))
+        rounds = rounds_of(self.runs[name])
+        _described(self.runs[name], self.round if self.round in rounds else rounds[-1])
+        return name
+
     @traitlets.validate("round")
     def _nearest_round(self, proposal: Any) -> int:
-        return min(self.rounds, key=lambda number: abs(number - proposal["value"]))
+        nearest = min(self.rounds, key=lambda number: abs(number - proposal["value"]))
+        _described(self.runs[self.run], nearest)  # raises, if it cannot be read
+        return nearest
 
     def title(self) -> str:
         """What is shown, in words."""
@@ -120,14 +133,13 @@ class RoundView(View):
         slider = labelled(ipywidgets.SelectionSlider, "Round", 230, options=self.rounds, value=self.round)
         kind = self.link("kind", labelled(ipywidgets.Dropdown, "States", 210, options=list(KINDS.items())))
 
-        def follow(_: Any) -> None:
+        def offer(_: Any) -> None:
             if list(slider.options) != self.rounds:
                 number = self.round
                 slider.options = self.rounds  # which goes to the first
                 self.round = number
             slider.value = self.round
 
-        slider.observe(lambda change: setattr(self, "round", change.new), "value")
-        self.observe(follow, ["run", "round"])
-        slider.add_class("aam-round")
-        return [run, slider, kind]
+        self.follow("round", slider)
+        self.observe(offer, ["run", "round"])
+        return [run, slider.add_class("aam-round"), kind]

@@ -146,4 +146,5 @@ class ScatterView(RoundView):
         show_points()
         self._tell()
         view = ipywidgets.VBox([scatter.show()], layout={"width": "640px", "max_width": "100%"}).add_class("aam-points")
-        return ipywidgets.VBox([row(*self.round_controls(), color), self.readout_line(), row(view, motion, nothing)])
+        controls = row(*self.round_controls(), color)
+        return ipywidgets.VBox([controls, self.problem_line(), self.readout_line(), row(view, motion, nothing)])

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from aamlib import figures
 from aamlib.atari import action_names
 from aamlib.comparison import percent
+from aamlib.config import ConfigError
 from aamlib.files import make_folder, write_csv
 from aamlib.plots import gif_bytes, mosaic, write_gif
 from aamlib.runs import Run
@@ -134,11 +135,11 @@ class SelectionView(RoundView):
         """Write the shown states as a GIF like the study's, and as CSV; returns both paths.
 
         `name` of the GIF; None: one that says what is shown, so that another selection never takes its place. Raises
-        ValueError when nothing is shown, RunFolderError when they cannot be written.
+        ConfigError when nothing is shown, RunFolderError when they cannot be written.
         """
         shown = self.shown
         if shown.empty:
-            raise ValueError(f"{self.readout} There is nothing to export; widen the filters, or take another round.")
+            raise ConfigError(f"{self.readout} There is nothing to export; widen the filters, or take another round.")
         make_folder(self.folder)
         gif = write_gif(self.folder / (name or self.export_name()), np.stack(shown["frames"].to_list()))
         table = shown.drop(columns=["frames", "q_samples", "expert_q"]).assign(run=self.run, round=self.round)
@@ -229,10 +230,8 @@ class SelectionView(RoundView):
             self.position = int(x * self.columns) + self.columns * int(y * rows)
 
         def export(_: Any) -> None:
-            try:
+            with self.telling():
                 saved.value = "saved " + " and ".join(str(path) for path in self.export())
-            except (ValueError, RuntimeError) as problem:
-                saved.value = f"<span style='color: #b00020'>{problem}</span>"
 
         def within_slider() -> tuple[float, ...]:
             return tuple(np.clip(self.gaps, 0, top).tolist())
@@ -256,6 +255,7 @@ class SelectionView(RoundView):
                 row(*self.round_controls(), sort, descending),
                 row(gaps, percentiles, agreement, save),
                 saved,
+                self.problem_line(),
                 self.readout_line(),
                 row(grid, chosen),
             ]
