@@ -24,9 +24,12 @@ _OF_A_TRAINING = _OF_A_STAGE | {
 
 
 def read_card(name: str | Path) -> dict[str, Any]:
-    """The card beside an expert's weights; empty if there is none."""
+    """The card beside an expert's weights; empty if there is none. Raises ExpertError if it cannot be read."""
     path = expert_path(name).with_suffix(".json")
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise ExpertError(f"{path} cannot be read ({error}); fetch it again, or remove it.") from error
 
 
 def stages(card: dict[str, Any]) -> list[dict[str, Any]]:

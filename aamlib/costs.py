@@ -45,7 +45,7 @@ def measured_costs(root: str | Path) -> dict[str, dict[str, float]]:
         "game": (rounds["seconds_evaluate"].sum(), games),
     }
     sizes, recorded = {"selections": 0, "pool": 0, "": 0}, 0
-    run_dirs = [run_dir for run_dir in find_runs([Path(root)]).values() if (run_dir / "pool").exists()]
+    run_dirs = [run_dir for run_dir in find_runs(root).values() if (run_dir / "pool").exists()]
     for path in itertools.chain.from_iterable(not_hidden(run_dir, "*") for run_dir in run_dirs):
         part = path.parent.name if path.parent.name in sizes else ""
         sizes[part] += path.stat().st_size

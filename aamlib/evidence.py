@@ -57,7 +57,7 @@ def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
     with neither are left out. Raises RunFolderError if there is no run folder, or a table cannot be read.
     """
     tables = []
-    for name, folder in find_runs([Path(root), *map(Path, more)]).items():
+    for name, folder in find_runs(root, *more).items():
         if (path := folder / CHOICES).exists():
             try:
                 content = path.read_bytes()

@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     out = options.out or DATA_DIR / "results" / options.runs.resolve().name
     try:
-        found = find_runs([options.runs])
+        found = find_runs(options.runs)
     except RunFolderError as error:
         print(error, file=sys.stderr)
         return 2

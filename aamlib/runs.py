@@ -225,7 +225,7 @@ def load_evaluations(root: str | Path, *more: str | Path) -> pd.DataFrame:
 
 def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
-    for name, run_dir in find_runs([Path(root) for root in roots]).items():
+    for name, run_dir in find_runs(*roots).items():
         settings = read_config(run_dir)
         unusable = [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]
         taken = {*METRICS, *EVALUATIONS, "run"}  # columns beside which the settings stand
@@ -247,14 +247,14 @@ def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
 
 def load_starts(root: str | Path, *more: str | Path) -> pd.DataFrame:
     """The `read_starts` of every run folder below `root`, as `load_runs` finds them: one row per run and start."""
-    runs = find_runs([Path(root), *map(Path, more)])
-    return pd.concat([pd.DataFrame(read_starts(folder)).assign(run=name) for name, folder in runs.items()])
+    runs = find_runs(root, *more).items()
+    return pd.concat([pd.DataFrame(read_starts(folder)).assign(run=name) for name, folder in runs])
 
 
-def find_runs(roots: list[Path]) -> dict[str, Path]:
+def find_runs(*roots: str | Path) -> dict[str, Path]:
     """Run folders by name: the path below a single root, else as given. Raises RunFolderError if a root has none."""
     runs = {}
-    for root in roots:
+    for root in map(Path, roots):
         found = sorted(path.parent for path in not_hidden(root, "metrics.csv"))
         if not found:
             what = f"no runs below {root}" if root.is_dir() else f"no folder {root}"

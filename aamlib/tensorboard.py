@@ -89,7 +89,7 @@ def export(root: str | Path, exported: dict[Path, float]) -> int:
     RunFolderError if there are no runs, or, after all others are written, if some cannot be read.
     """
     changed = {}
-    for run_dir in find_runs([Path(root)]).values():
+    for run_dir in find_runs(root).values():
         with contextlib.suppress(FileNotFoundError):  # while a run is published anew, it is away for a moment
             changed[run_dir] = (run_dir / "metrics.csv").stat().st_mtime
     changed = {run_dir: since for run_dir, since in changed.items() if exported.get(run_dir) != since}

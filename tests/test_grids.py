@@ -77,7 +77,7 @@ def test_the_grids_that_come_with_the_notebooks_can_be_used(path, tmp_path):
 @pytest.mark.parametrize("path", [path for path in GRIDS if path.stem.startswith("study")], ids=lambda path: path.stem)
 def test_the_studys_grids_name_the_expert_that_labelled_the_published_runs(path, tmp_path):
     cells = {cell.name: cell.config for cell in plan(path, tmp_path)}
-    for name, run_dir in find_runs([aamlib.DATA_DIR / "results" / path.stem]).items():
+    for name, run_dir in find_runs(aamlib.DATA_DIR / "results" / path.stem).items():
         config = cells[name]
         card = aamlib.read_card(config.expert or config.game)
         assert {start["expert_sha256"] for start in read_starts(run_dir)} == {card["weights_sha256"]}

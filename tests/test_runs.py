@@ -43,7 +43,7 @@ def test_links_are_followed_and_what_they_lead_to_counts_once(tmp_path):
     (root / "batch").symlink_to(elsewhere / "batch")
     (root / "again").symlink_to(elsewhere / "batch" / "a")
     (elsewhere / "batch" / "circle").symlink_to(root)
-    assert list(find_runs([root])) == ["again"]
+    assert list(find_runs(root)) == ["again"]
 
 
 def test_folders_are_searched_but_for_hidden_ones_and_one_that_is_taken_away(tmp_path, monkeypatch):
@@ -58,8 +58,8 @@ def test_folders_are_searched_but_for_hidden_ones_and_one_that_is_taken_away(tmp
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", late)
-    assert [*find_runs([tmp_path])] == ["a/run", "b/run"]
-    assert [*find_runs([tmp_path / ".copied"])] == ["run"], "a root may be hidden itself"
+    assert [*find_runs(tmp_path)] == ["a/run", "b/run"]
+    assert [*find_runs(tmp_path / ".copied")] == ["run"], "a root may be hidden itself"
 
 
 def test_a_horizon_may_only_be_raised_and_none_is_no_limit(tmp_path):
