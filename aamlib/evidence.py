@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from aamlib.comparison import TREATMENT, function_of, iqm, to_common_end
+from aamlib.comparison import TREATMENT, to_common_end
 from aamlib.files import RunFolderError
 from aamlib.runs import Run, find_runs
 from aamlib.selections import all_rounds, choices, was_right
@@ -128,46 +128,6 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index().rename(columns={"score": "acquisition"})
 
 
-def beside_study(curves: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
-    """The study's scores beside ours at the same agent steps: its table with score_ours and seeds_ours added.
-
-    `study`: columns game, query_fraction, acquisition, agent_steps and score. Ours is the interquartile mean over the
-    seeds of the smoothed score nearest to these steps, of runs that went so far; NaN where there is none. Of the whole
-    pool all functions are the same run, so any stands for any.
-    """
-    ours = curves.assign(end=curves.groupby("run")["agent_steps"].transform("max")).dropna(subset="smoothed")
-    pairs = paired(study, ours.drop(columns="score").rename(columns={"smoothed": "score_ours"}))
-    pairs = pairs[pairs["end"] >= pairs["agent_steps"]]
-    pairs["distance"] = (pairs["agent_steps_ours"] - pairs["agent_steps"]).abs()
-    return _add_means(study, pairs.sort_values("distance").groupby(["point", "run"]).head(1), ["score_ours"])
-
-
-def losses_beside_study(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
-    """The study's losses beside ours: its table with first_ours, last_ours and seeds_ours added.
-
-    `study`: columns game, query_fraction, acquisition, first and last, in nats summed over a round's queries. Ours are
-    means over the first and the last `LAST` rounds with a full pool, then interquartile ones over the seeds; NaN where
-    there is none.
-    """
-    losses = full_pool(metrics).groupby([*TREATMENT, "run"])["loss"]
-    ours = losses.agg(first_ours=lambda loss: loss.head(LAST).mean(), last_ours=lambda loss: loss.tail(LAST).mean())
-    return _add_means(study, paired(study, ours.reset_index()), ["first_ours", "last_ours"])
-
-
 def full_pool(metrics: pd.DataFrame) -> pd.DataFrame:
     """The rounds that asked about a full pool, and so about equally many states."""
     return metrics[(metrics["round"] > 0) & (metrics["pool_states"] == metrics["pool_size"])]
-
-
-def paired(study: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """Every row of the study's table, numbered as `point`, with every row of ours of the same treatment."""
-    points = study.reset_index(drop=True).rename_axis("point").reset_index()
-    left, right = (table.assign(function=function_of(table)) for table in (points, ours))
-    return left.merge(right, on=["game", "query_fraction", "function"], suffixes=("", "_ours"))
-
-
-def _add_means(study: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The study's table with the runs' interquartile means of these columns, and seeds_ours, their number."""
-    of_point = runs.groupby("point")[columns]
-    table = study.reset_index(drop=True).join(of_point.agg(iqm)).assign(seeds_ours=of_point.size())
-    return table.assign(seeds_ours=table["seeds_ours"].fillna(0).astype(int))

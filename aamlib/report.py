@@ -10,7 +10,7 @@ import pandas as pd
 
 from aamlib import stats
 from aamlib.comparison import ANY, AREA_OVER, TREATMENT, percent
-from aamlib.evidence import paired
+from aamlib.study import paired
 
 
 def areas_as_text(summary: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def as_text(summary: pd.DataFrame) -> pd.DataFrame:
 def at_a_glance(results: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """The results (`comparison.summary`) as text, each beside the first point of the study's curve that ours reached.
 
-    `study` as `beside_study` returns it.
+    `study` as `study.scores` returns it.
     """
     points = paired(study[study["seeds_ours"] > 0].groupby(TREATMENT).head(1), results[TREATMENT])
     points = points.drop(columns="acquisition").rename(columns={"acquisition_ours": "acquisition"})
