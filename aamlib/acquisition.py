@@ -15,8 +15,8 @@ import functools
 import hashlib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -142,35 +142,21 @@ def find_acquisition(name: str) -> Acquisition:
         raise ConfigError(
             f"acquisition {name!r} is not a function; give one that maps logits (N, T, A) to scores (N,)."
         )
+    _source_hash(function)  # now, while the file is as it was imported
     return function
 
 
 def source_hash(name: str) -> str | None:
-    """SHA-256 of the source of a user's own function, hexadecimal; None for others, and without a source.
-
-    With it counts what it uses of its own module: functions, and constants by their values.
-    """
+    """SHA-256 of the module of a user's own function, hexadecimal; None for others, and without a source."""
     return None if name in ACQUISITIONS else _source_hash(find_acquisition(name))
 
 
-@functools.cache  # of the code that is in memory: the file may be edited later
+@functools.cache  # of what is in memory: the file may be edited later
 def _source_hash(function: Acquisition) -> str | None:
-    parts: dict[str, str] = {}
     try:
-        _collect_source(function, parts)
-    except (OSError, TypeError):  # made by other means than def, or by a module without a file
+        return hashlib.sha256(inspect.getsource(sys.modules[function.__module__]).encode()).hexdigest()
+    except (OSError, TypeError, KeyError, AttributeError):  # made by other means than a module with a file
         return None
-    return hashlib.sha256("\n".join(parts[name] for name in sorted(parts)).encode()).hexdigest()
-
-
-def _collect_source(function: Callable[..., Any], parts: dict[str, str]) -> None:
-    parts[function.__name__] = inspect.getsource(function)
-    for name, used in inspect.getclosurevars(function).globals.items():
-        if inspect.isfunction(used) and used.__module__ == function.__module__:
-            if used.__name__ not in parts:
-                _collect_source(used, parts)
-        elif isinstance(used, bool | int | float | str | tuple):
-            parts[name] = repr(used)
 
 
 def check_acquisition(name: str, n_samples: int, n_actions: int) -> None:

@@ -126,7 +126,7 @@ def read_references(game: str, expert: str | None, sha256: str | None) -> dict[s
     for name in (expert, game):
         try:
             card = read_card(name) if name else {}
-        except (ExpertError, ValueError) as error:
+        except ExpertError as error:
             reason = reason or f" ({error})"
             continue
         for stage in stages(card):  # runs may be older than the expert's last stage

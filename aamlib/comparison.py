@@ -60,19 +60,21 @@ def check_comparable(metrics: pd.DataFrame) -> None:
 
     A copy of a run would pass for a further seed. Runs of one function must have been ranked by the same source code.
     """
-    for game, runs in _newest(metrics).groupby("game"):
+    newest = _newest(metrics)
+    ranked = newest[newest["query_fraction"] < 1].dropna(subset="acquisition_sha256")
+    for function, runs in ranked.groupby("acquisition"):
+        if sources := list(_differing(runs, ["acquisition_sha256"])):
+            raise RunFolderError(
+                f"the runs of {function} were ranked by functions of different source code, {sources[0]}. Choose some "
+                "of them by the parameter select, or run those anew of which the function has changed."
+            )
+    for game, runs in newest.groupby("game"):
         settings = sorted({str(name) for name in runs} - {*METRICS, *MAY_DIFFER, "run"})
         if differing := list(_differing(runs, settings)):
             raise RunFolderError(
                 f"the runs of {game} cannot be compared, for they differ in {'; in '.join(differing)}. Choose some of "
                 'them by the parameter select, a condition such as "temperature == 0.1", or give other folders.'
             )
-        for function, of_one in runs[runs["query_fraction"] < 1].groupby("acquisition"):
-            if sources := list(_differing(of_one.dropna(subset="acquisition_sha256"), ["acquisition_sha256"])):
-                raise RunFolderError(
-                    f"the runs of {function} were ranked by functions of different source code, {sources[0]}. Choose "
-                    "some of them by the parameter select, or run those anew of which the function has changed."
-                )
         copies = runs[runs.duplicated([*TREATMENT, "seed"], keep=False)].sort_values([*TREATMENT, "seed", "run"])
         if len(copies):
             (_, first), (_, second) = itertools.islice(copies.iterrows(), 2)
@@ -265,14 +267,14 @@ def _strata(runs: pd.DataFrame, measure: str) -> dict[tuple[str, float], dict[st
     strata: dict[tuple[str, float], dict[str, list[np.ndarray]]] = {}
     for fraction in sorted(runs["query_fraction"].astype(float).unique()):
         at_share = runs[runs["query_fraction"] == fraction]
-        games = at_share["game"].unique()
+        games = [str(game) for game in at_share.dropna(subset=[measure])["game"].unique()]
         for name, of_function in at_share.groupby("acquisition"):
             acquisition = str(name)
             values = {str(game): rows[measure].dropna().to_numpy(float) for game, rows in of_function.groupby("game")}
             for game, of_game in values.items():
                 strata.setdefault((game, fraction), {})[acquisition] = [of_game]
-            if len(games) > 1 and len(values) == len(games):
-                strata.setdefault((ALL_GAMES, fraction), {})[acquisition] = list(values.values())
+            if len(games) > 1 and set(games) <= set(values):
+                strata.setdefault((ALL_GAMES, fraction), {})[acquisition] = [values[game] for game in games]
     return dict(sorted(strata.items(), key=lambda item: (item[0][0] == ALL_GAMES, item[0])))
 
 

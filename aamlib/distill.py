@@ -37,7 +37,7 @@ from aamlib.checkpoints import load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import check_fits, expert_path, fingerprint, label, load_expert
-from aamlib.files import drop_temporary, lock_run, write_csv, write_json
+from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN, clear_moments, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import COUNTERS, EVALUATIONS, METRICS, Run
@@ -105,7 +105,7 @@ class Distillation:
     def run(self) -> Run:
         """Do all rounds that are left."""
         self.open()
-        total, status = self.config.total_steps, "interrupted"
+        total = self.config.total_steps
         try:
             bar = tqdm(total=total, initial=self.agent_steps, unit="step", unit_scale=True, desc=self.run_dir.name)
             with bar, reduced_precision(self.precision, self.config.device):
@@ -122,11 +122,14 @@ class Distillation:
             else:  # nothing was done: the only checkpoint is left alone
                 self.write_tables()
             status = "finished" if self.agent_steps >= total else "label budget used"
-        except KeyboardInterrupt:
-            print(f"Stopped; the same call goes on after round {max(self.n_saved - 1, 0)}.")
-        finally:
-            self.metrics = self.metrics[: self.n_saved]  # a round that could not be saved is not done
             self.report(status)
+        except KeyboardInterrupt:
+            self.report_interrupted()
+            print(f"Stopped; the same call goes on after round {max(self.n_saved - 1, 0)}.")
+        except Exception:
+            with contextlib.suppress(RunFolderError):  # which would hide the first error
+                self.report_interrupted()
+            raise
         return Run(self.run_dir)
 
     def warm_up(self) -> None:
@@ -333,6 +336,11 @@ class Distillation:
             "score": self.last_score(),
         }
         write_json(self.run_dir / "progress.json", progress)
+
+    def report_interrupted(self) -> None:
+        """Report the last round that was saved: one that could not be is not done."""
+        self.metrics = self.metrics[: self.n_saved]
+        self.report("interrupted")
 
     def last_score(self) -> float | None:
         """The newest evaluation's mean score."""

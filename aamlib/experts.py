@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aamlib.atari import n_actions
-from aamlib.config import first_line, nearest
+from aamlib.config import check_game, first_line, nearest
 from aamlib.files import DATA_DIR, write_bytes
 from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, reduced_precision
 
@@ -46,7 +46,8 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
 
     The folder must exist. `card` needs "game", and for runs to be compared the expert's "score_mean" and random play's
     "random_score_mean"; the rest is free. Returns the weights' path. Raises RunFolderError when they cannot be written,
-    and ExpertError for a card without "game", and for another kind of module or ending, which could not be read back.
+    ConfigError for an unknown game, and ExpertError for a card without one, and for another kind of module or ending,
+    which could not be read back.
     """
     if not isinstance(network, NatureDQN):
         raise ExpertError(
@@ -55,6 +56,7 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
         )
     if "game" not in card:
         raise ExpertError("the card does not name the game; give it, such as {'game': 'pong'}.")
+    check_game(card["game"])
     path = weights_path(path)
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     content = safetensors.torch.save(weights, {"format": _FORMAT, "game": card["game"]})
@@ -110,7 +112,7 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The weights, and the game on which they were trained, if the file says it."""
+    """The weights, and the game on which they were trained, if the file says it in ale-py's spelling."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -127,7 +129,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             f"{path} holds tensors of another kind ({', '.join(sorted(weights)[:3])}, ...); give a file that "
             "aamlib.save_expert wrote, or a Stable-Baselines3 DQN's zip."
         )
-    return weights, metadata.get("game")
+    return weights, game if (game := metadata.get("game")) in roms.get_all_rom_ids() else None
 
 
 def _read_sb3(path: Path) -> dict[str, Tensor]:

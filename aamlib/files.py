@@ -84,7 +84,8 @@ def not_hidden(root: Path, pattern: str) -> list[Path]:
             below.clear()
             continue
         seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        visible = [name for name in below if not name.startswith(".")]
+        below[:] = sorted(visible, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         found += [path for name in names if not name.startswith(".") and (path := Path(folder, name)).match(pattern)]
     return found
 

@@ -136,7 +136,8 @@ def test_another_expert_is_not_compared(tmp_path):
 
 def test_functions_of_one_name_and_different_source_are_not_compared(tmp_path):
     for seed, source in enumerate(("a", "a", "b", None)):  # a run of before sources were recorded is taken as it is
-        run_dir = write_run(tmp_path / f"{seed}", rounds=2, acquisition="margin:margin", seed=seed)
+        game = "breakout" if source == "b" else "pong"
+        run_dir = write_run(tmp_path / f"{seed}", rounds=2, acquisition="margin:margin", seed=seed, game=game)
         start = {"expert_sha256": "e" * 64} | ({"acquisition_sha256": source * 64} if source else {})
         (run_dir / "environment.json").write_text(json.dumps([start]))
     metrics = aamlib.load_runs(tmp_path)
@@ -282,6 +283,7 @@ def areas_of(values):
 
 def test_estimates_have_intervals_from_five_seeds_on_and_all_games_together():
     values = {("pong", "bald"): [0.1, 0.2, 0.3, 0.4, 0.9], ("breakout", "bald"): [0.5] * 5, ("pong", "random"): [0.3]}
+    values["tennis", "bald"] = [np.nan]  # has only begun
     estimates = comparison.estimates(areas_of(values), "area").set_index(["game", "acquisition"])
     assert estimates["seeds"].to_dict() == {
         ("breakout", "bald"): 5, ("pong", "bald"): 5, ("pong", "random"): 1, ("all games", "bald"): 5

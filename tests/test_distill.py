@@ -295,6 +295,13 @@ def test_a_run_that_an_error_ends_is_not_running_any_more(tiny, tmp_path, monkey
     with pytest.raises(ZeroDivisionError):
         aamlib.distill(tiny, tmp_path / "run")
     assert aamlib.Run(tmp_path / "run").status == "interrupted"
+
+    def full(self):
+        raise aamlib.RunFolderError("no space left")
+
+    monkeypatch.setattr(Distillation, "report_interrupted", full)
+    with pytest.raises(ZeroDivisionError):
+        aamlib.distill(tiny, tmp_path / "run")
     monkeypatch.undo()
     assert_every_round_once(aamlib.distill(tiny, tmp_path / "run"), tiny)
 

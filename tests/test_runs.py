@@ -41,9 +41,10 @@ def test_links_are_followed_and_what_they_lead_to_counts_once(tmp_path):
     write_run(elsewhere / "batch" / "a", rounds=1)
     root.mkdir()
     (root / "batch").symlink_to(elsewhere / "batch")
-    (root / "again").symlink_to(elsewhere / "batch" / "a")
+    write_run(root / "real", rounds=1)
+    (root / "latest").symlink_to(root / "real")
     (elsewhere / "batch" / "circle").symlink_to(root)
-    assert list(find_runs(root)) == ["again"]
+    assert list(find_runs(root)) == ["batch/a", "real"]
 
 
 def test_folders_are_searched_but_for_hidden_ones_and_one_that_is_taken_away(tmp_path, monkeypatch):

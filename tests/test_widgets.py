@@ -288,6 +288,22 @@ def test_a_folder_that_cannot_be_made_is_said(runs, tmp_path):
     assert "choose another folder" in controls(view.panel, "aam-problem").value
 
 
+def test_values_set_from_code_need_not_fit_the_controls(view):
+    view.panel.layout.width = "100%"
+    view.temperature, view.steps = 0.005, 50_000
+    assert (view.temperature, view.steps) == (0.005, 50_000)
+
+
+def test_choosing_a_run_reads_no_round_but_the_one_that_is_shown(runs, tmp_path):
+    good, other = (publish(runs["pong-bald"], tmp_path / f"{n}", selections=n) for n in (3, 2))
+    oldest = sorted((other.dir / "selections").iterdir())[0]
+    oldest.write_bytes(oldest.read_bytes()[:2000])
+    view = SelectionView({"good": good, "other": other})
+    controls(view.panel, "aam-run").value = "other"
+    assert (view.run, view.round, view.problem) == ("other", 14, "")
+    assert controls(view.panel, "aam-round").options == tuple(view.rounds)
+
+
 @pytest.mark.parametrize("kind", [SelectionView, ScatterView])
 def test_a_run_or_a_round_that_cannot_be_read_is_said_and_the_one_before_stays(runs, tmp_path, kind):
     good, bad = (publish(runs["pong-bald"], tmp_path / name, selections=2) for name in ("good", "bad"))

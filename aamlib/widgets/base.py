@@ -61,6 +61,7 @@ class View(traitlets.HasTraits):
 
     readout = traitlets.Unicode()
     problem = traitlets.Unicode()
+    _showing = False
 
     @functools.cached_property
     def panel(self) -> ipywidgets.Widget:
@@ -80,19 +81,34 @@ class View(traitlets.HasTraits):
 
         A value that cannot be taken goes back to the one before, and `problem` says why.
         """
-        widget.value = getattr(self, trait)
+
+        def show(_: Any = None) -> None:
+            with self.showing():
+                widget.value = getattr(self, trait)
+
+        show()
         self.follow(trait, widget)
-        self.observe(lambda change: setattr(widget, "value", change.new), trait)
+        self.observe(show, trait)
         return widget.add_class(f"aam-{trait}")
+
+    @contextlib.contextmanager
+    def showing(self) -> Iterator[None]:
+        """Within the block controls go with the view, not it with them: they may have no place for a value."""
+        before, self._showing = self._showing, True
+        try:
+            yield
+        finally:
+            self._showing = before
 
     def follow(self, trait: str, widget: ipywidgets.Widget) -> None:
         """Let the trait go with a control, as `link` does, but not the control with the trait."""
 
         def take(change: Any) -> None:
-            if change.new != getattr(self, trait):
+            if not self._showing:
                 with self.telling():
                     self.set_trait(trait, change.new)
-                widget.value = getattr(self, trait)
+                with self.showing():
+                    widget.value = getattr(self, trait)
 
         widget.observe(take, "value")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from aamlib.atari import action_names
 from aamlib.cards import read_card
 from aamlib.checkpoints import load_student
 from aamlib.config import ConfigError
-from aamlib.experts import EXPERTS_DIR, check_fits, fingerprint, load_expert
+from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, fingerprint, load_expert
 from aamlib.games import colour_frames, load_or_record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
@@ -177,7 +178,7 @@ class ExpertView(View):
     def make_panel(self) -> ipywidgets.Widget:
         """Controls, the frames beside the timeline, and the histograms."""
         experts = [path.stem for path in sorted(EXPERTS_DIR.glob("*.safetensors"))]
-        games = sorted({self.game, *(read_card(name).get("game", name) for name in experts)})
+        games = sorted({self.game, *map(_game_of, experts)})
         game = self.link("game", labelled(ipywidgets.Dropdown, "Game", 150, options=games))
         expert = labelled(ipywidgets.Dropdown, "Expert", 160, options=sorted({self.expert, *experts}))
         titles = {"": "none", **run_titles(self.students)}
@@ -271,6 +272,12 @@ class ExpertView(View):
                 row(gaps, entropy),
             ]
         )
+
+
+def _game_of(expert: str) -> str:
+    with contextlib.suppress(ExpertError):  # a card that cannot be read matters to those who choose its expert
+        return read_card(expert).get("game", expert)
+    return expert
 
 
 def _has_student(run: Run) -> bool:

@@ -118,9 +118,9 @@ class RoundView(View):
 
         def follow(_: Any) -> None:
             if list(dropdown.options) != options():
-                column = getattr(self, self.column_trait)
-                dropdown.options = options()  # which goes to the first
-                setattr(self, self.column_trait, column)
+                with self.showing():
+                    dropdown.options = options()
+                    dropdown.value = getattr(self, self.column_trait)
 
         dropdown = self.link(self.column_trait, labelled(ipywidgets.Dropdown, label, 290, options=options()))
         self.observe(follow, ["run"])
@@ -134,11 +134,10 @@ class RoundView(View):
         kind = self.link("kind", labelled(ipywidgets.Dropdown, "States", 210, options=list(KINDS.items())))
 
         def offer(_: Any) -> None:
-            if list(slider.options) != self.rounds:
-                number = self.round
-                slider.options = self.rounds  # which goes to the first
-                self.round = number
-            slider.value = self.round
+            with self.showing():
+                if list(slider.options) != self.rounds:
+                    slider.options = self.rounds
+                slider.value = self.round
 
         self.follow("round", slider)
         self.observe(offer, ["run", "round"])
