@@ -7,6 +7,7 @@ import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
+from synthetic import write_runs
 
 import aamlib
 
@@ -78,3 +79,15 @@ def with_settings(tiny):
 def finished(tiny, tmp_path_factory):
     """The tiny run, done once for all tests that only look at it."""
     return aamlib.distill(tiny, tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """A folder with two made-up runs of 12 rounds on Pong, one of BALD and one of entropy, seed 0."""
+    return write_runs(tmp_path / "runs", acquisitions=("bald", "entropy"), rounds=12)
+
+
+@pytest.fixture
+def metrics(two_runs):
+    """Their metrics."""
+    return aamlib.load_runs(two_runs)

@@ -8,17 +8,6 @@ import aamlib
 from aamlib import evidence, report, selections
 
 
-@pytest.fixture
-def runs(tmp_path):
-    """Two runs of 12 rounds, one per function, seed 0."""
-    return write_runs(tmp_path / "runs", acquisitions=("bald", "entropy"), rounds=12)
-
-
-@pytest.fixture
-def metrics(runs):
-    return aamlib.load_runs(runs)
-
-
 def test_each_round_says_what_was_asked_about_beside_the_pool(metrics):
     choices = choices_of("pong-bald-0.1-0", asked=0.2, pool=0.6, auroc=0.7)
     rounds = evidence.per_round(metrics, choices)
@@ -95,12 +84,12 @@ def test_a_run_is_tabulated_from_its_selections():
     )
 
 
-def test_runs_without_selections_have_no_choices_and_a_damaged_table_is_named(runs, metrics):
-    choices = evidence.load_choices(runs)
+def test_runs_without_selections_have_no_choices_and_a_damaged_table_is_named(two_runs, metrics):
+    choices = evidence.load_choices(two_runs)
     assert choices.empty
     assert evidence.per_round(metrics, choices)["asked_indifferent"].isna().all()
     whole = choices_of("pong-bald-0.1-0", 0.2, 0.6, 0.7).to_csv(index=False).encode()
     for damaged in (b"", b"round,score\n1,bald\n", whole[:-3]):
-        (runs / "pong-bald-0.1-0" / evidence.CHOICES).write_bytes(damaged)
+        (two_runs / "pong-bald-0.1-0" / evidence.CHOICES).write_bytes(damaged)
         with pytest.raises(aamlib.RunFolderError, match=r"choices\.csv cannot be read .* publish the run again"):
-            evidence.load_choices(runs)
+            evidence.load_choices(two_runs)

@@ -2,25 +2,14 @@
 
 import pandas as pd
 import pytest
-from synthetic import REFERENCES, write_run, write_runs
+from synthetic import REFERENCES, write_run
 
 import aamlib
 from aamlib import comparison, evidence, report, study
 
 
-@pytest.fixture
-def runs(tmp_path):
-    """Two runs of 12 rounds, one per function, seed 0."""
-    return write_runs(tmp_path / "runs", acquisitions=("bald", "entropy"), rounds=12)
-
-
-@pytest.fixture
-def metrics(runs):
-    return aamlib.load_runs(runs)
-
-
-def test_the_studys_scores_stand_beside_ours_at_the_same_steps(runs, metrics):
-    curves = comparison.learning_curves(metrics, aamlib.load_evaluations(runs), REFERENCES)
+def test_the_studys_scores_stand_beside_ours_at_the_same_steps(two_runs, metrics):
+    curves = comparison.learning_curves(metrics, aamlib.load_evaluations(two_runs), REFERENCES)
     theirs = pd.DataFrame(
         {
             "game": "pong",
