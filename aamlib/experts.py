@@ -129,7 +129,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             f"{path} holds tensors of another kind ({', '.join(sorted(weights)[:3])}, ...); give a file that "
             "aamlib.save_expert wrote, or a Stable-Baselines3 DQN's zip."
         )
-    return weights, game if (game := metadata.get("game")) in roms.get_all_rom_ids() else None
+    game = metadata.get("game")
+    return weights, game if game in roms.get_all_rom_ids() else None
 
 
 def _read_sb3(path: Path) -> dict[str, Tensor]:
