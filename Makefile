@@ -18,27 +18,27 @@ BATCH ?= $(CURDIR)/data/runs/$(GRID)
 run: $(READY)  ## Watch a student learn: PRESET, GAME, ACQUISITION, RUN (the run's folder) and ARGS can be set
 	@mkdir -p "$(RUN)"
 	$(BIN)/papermill notebooks/02_run_experiment.ipynb "$(RUN)/notebook.ipynb" -k python3 --no-progress-bar \
-		--stdout-file /dev/stdout --stderr-file /dev/stderr \
+		--stdout-file - --stderr-file - \
 		-p preset $(PRESET) -p game $(GAME) -p acquisition $(ACQUISITION) -p run_dir "$(RUN)" $(ARGS)
 	@echo "       notebook: $(RUN)/notebook.ipynb"
 
 batch: $(READY)  ## Run the grid notebooks/grids/$(GRID).toml and compare its runs; BATCH (their folder) and ARGS can be set
 	$(BIN)/python -m aamlib.batch notebooks/grids/$(GRID).toml "$(BATCH)" $(ARGS)
-	$(BIN)/papermill notebooks/04_compare_runs.ipynb "$(BATCH)/compare.ipynb" -k python3 --no-progress-bar \
-		-p runs "$(BATCH)" -p figures "$(BATCH)/figures"
+	$(if $(findstring --dry-run,$(ARGS)),,$(BIN)/papermill notebooks/04_compare_runs.ipynb "$(BATCH)/compare.ipynb" \
+		-k python3 --no-progress-bar -p runs "$(BATCH)" -p figures "$(BATCH)/figures")
 
 test: $(READY) check  ## All checks and tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0
 
-lab: $(READY)  ## Open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+lab: $(READY)  ## Open the notebooks in JupyterLab; ARGS: its options, such as --allow-root
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 expert: $(READY)  ## Train an expert for GAME and bundle it, unless there is one; ARGS: more of notebook 1's parameters
 	@test ! -e data/experts/$(GAME).safetensors || \
 		{ echo "data/experts/$(GAME).safetensors is there: move it away first, or give another GAME." >&2; exit 2; }
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/01_train_expert.ipynb data/runs/expert-$(GAME).ipynb -k python3 --no-progress-bar \
-		--stdout-file /dev/stdout --stderr-file /dev/stderr \
+		--stdout-file - --stderr-file - \
 		-p game $(GAME) -p output "$(CURDIR)/data/experts/$(GAME).safetensors" $(ARGS)
 
 sample: $(READY)  ## Make the sample runs in data/sample/ again, with the bundled expert
@@ -49,12 +49,12 @@ figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables 
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare.ipynb -k python3 --no-progress-bar \
 		-p readme "$(CURDIR)/README.md"
 	$(BIN)/papermill notebooks/06_uncertain_frames.ipynb data/runs/frames.ipynb -k python3 --no-progress-bar \
-		--stdout-file /dev/stdout -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs "$(CURDIR)/plots"
+		--stdout-file - -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs "$(CURDIR)/plots"
 
 bench: $(READY)  ## Measure speed against the machine's limits; nothing else should be busy
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/08_benchmark.ipynb data/runs/benchmark.ipynb -k python3 --no-progress-bar \
-		--stdout-file /dev/stdout --stderr-file /dev/stderr -p readme "$(CURDIR)/README.md"
+		--stdout-file - --stderr-file - -p readme "$(CURDIR)/README.md"
 
 check: $(READY)
 	$(BIN)/ruff check

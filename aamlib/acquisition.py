@@ -11,7 +11,6 @@ the same T masks for every state; in a round several times on some states, first
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import inspect
@@ -142,20 +141,25 @@ def find_acquisition(name: str) -> Acquisition:
         raise ConfigError(
             f"acquisition {name!r} is not a function; give one that maps logits (N, T, A) to scores (N,)."
         )
-    _source_hash(function)  # now, while the file is as it was imported
+    if id(function) not in _sources:  # now, while the file is as it was imported
+        _sources[id(function)] = function, _source_hash(function, module_name)
     return function
 
 
 def source_hash(name: str) -> str | None:
     """SHA-256 of the module of a user's own function, hexadecimal; None for others, and without a source."""
-    return None if name in ACQUISITIONS else _source_hash(find_acquisition(name))
+    return None if name in ACQUISITIONS else _sources[id(find_acquisition(name))][1]
 
 
-@functools.cache  # of what is in memory: the file may be edited later
-def _source_hash(function: Acquisition) -> str | None:
+_sources: dict[int, tuple[Acquisition, str | None]] = {}  # by the id of the function, which stays its own here
+
+
+def _source_hash(function: Acquisition, found_in: str) -> str | None:
+    """Of the module that defines it; of what is no plain function, such as a partial, of that in which it was found."""
+    module = function.__module__ if inspect.isfunction(function) else found_in
     try:
-        return hashlib.sha256(inspect.getsource(sys.modules[function.__module__]).encode()).hexdigest()
-    except (OSError, TypeError, KeyError, AttributeError):  # made by other means than a module with a file
+        return hashlib.sha256(inspect.getsource(sys.modules[module]).encode()).hexdigest()
+    except (OSError, TypeError, KeyError):  # made by other means than a file
         return None
 
 

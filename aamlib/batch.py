@@ -71,6 +71,8 @@ def run_batch(
     answer, ExpertError for a game without an expert, RunFolderError for a folder made with other settings.
     """
     cells = grid if isinstance(grid, list) else plan(grid, out)
+    if not cells:
+        raise ConfigError("there are no cells; give at least one of those that plan() returned.")
     if measure_first and (side_by_side or threads or scheduler):
         raise ConfigError(
             "measure_first chooses side_by_side and threads on this machine; give neither, nor a scheduler."

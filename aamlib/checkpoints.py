@@ -29,9 +29,9 @@ from aamlib.runs import read_config
 
 
 def save_checkpoint(
-    run_dir: Path, number: int, student: Mapping[str, Tensor], content: dict[str, Any], pool: FramePool, *, keep: int
+    run_dir: Path, number: int, student: Mapping[str, Tensor], content: dict[str, Any], pool: FramePool
 ) -> None:
-    """Write checkpoint `number`, then drop all but the newest `keep` checkpoints and what only they needed.
+    """Write checkpoint `number`.
 
     `student` is its weights, `content` what `read_torch` accepts. The manifest, with a hash of every file, is
     written last: a checkpoint without one does not exist. Raises RunFolderError when it cannot be written; the one
@@ -46,6 +46,10 @@ def save_checkpoint(
     names = [path.relative_to(run_dir).as_posix() for path in (weights, state, *_save_pool(run_dir / "pool", pool))]
     write_json(state.with_suffix(".json"), {name: known.get(name) or file_hash(run_dir / name) for name in names})
 
+
+def drop_checkpoints(run_dir: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what only they needed."""
+    folder = run_dir / "checkpoints"
     manifests = sorted(folder.glob("*.json"), reverse=True)
     for manifest in manifests[keep:]:
         manifest.unlink()

@@ -285,16 +285,16 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     unique_labels (mean over seeds), score and normalised (of the last three evaluations, not the best; interquartile
     mean over seeds); area_agent_steps, area_labels_used and area_unique_labels with _low and _high; of score and areas
     also _min and _max over the seeds, and _noise (the standard error for the games that were played);
-    start_agent_steps and end_agent_steps, between which the area is taken; and per threshold, such as 50 %,
-    labels_to_50 (the labels by which half of the seeds had reached it; inf if fewer did), labels_after_50 (that seed's
-    at its evaluation before, 0 if there is none), unique_to_50 and unique_after_50 (the same of different states) and
-    reached_50 (how many seeds did).
+    start_agent_steps and end_agent_steps, between which the area is taken; and per threshold, such as 50 %, up to the
+    common end: labels_to_50 (the labels by which half of the seeds had reached it; inf if fewer did), labels_after_50
+    (that seed's at its evaluation before, 0 if there is none), unique_to_50 and unique_after_50 (the same of different
+    states) and reached_50 (how many seeds did).
     Runs with too few evaluations for a normalised score are left out, unless there are no others.
     """
     judged = curves.groupby("run")["normalised"].transform("count") > 0
     curves = (curves[judged] if judged.any() else curves).reset_index(drop=True)
-    area, reached = areas(curves), thresholds(curves)
     until, smoothed = to_common_end(curves), ["smoothed", "smoothed_noise", "normalised"]
+    area, reached = areas(curves), thresholds(until)
     # Where a longer run is cut, its smoothed score counts an evaluation beyond the end.
     beyond = ~until.duplicated("run", keep="last") & curves.duplicated("run", keep="last")[until.index]
     ends = until.assign(**until[smoothed].mask(beyond)).groupby("run").last().groupby(TREATMENT)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from aamlib import runs
 from aamlib.acquisition import check_acquisition, choose, source_hash
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs
-from aamlib.checkpoints import load_checkpoint, save_checkpoint
+from aamlib.checkpoints import drop_checkpoints, load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import check_fits, expert_path, fingerprint, label, load_expert
@@ -117,10 +117,8 @@ class Distillation:
                         self.warm_up()
                     bar.set_postfix(score=self.last_score(), labels=f"{self.labels_used:,}", refresh=False)
                     bar.update(self.agent_steps - bar.n)
-            if self.seconds:
-                self.save(keep=1)
-            else:  # nothing was done: the only checkpoint is left alone
-                self.write_tables()
+            drop_checkpoints(self.run_dir, keep=1)
+            self.write_tables()
             status = "finished" if self.agent_steps >= total else "label budget used"
             self.report(status)
         except KeyboardInterrupt:
@@ -281,9 +279,9 @@ class Distillation:
         self.resumed = False
         self.seconds.clear()
         with self.timed("save"):
-            self.save(keep=2)
+            self.save()
 
-    def save(self, keep: int) -> None:
+    def save(self) -> None:
         """Write the checkpoint, which holds the tables too, and then the tables as CSV."""
         content = {
             "optimiser": self.optimiser.state_dict(),
@@ -291,7 +289,8 @@ class Distillation:
             "metrics": self.metrics,
             "evaluations": self.evaluations,
         }
-        save_checkpoint(self.run_dir, self.round, self.student.state_dict(), content, self.pool, keep=keep)
+        save_checkpoint(self.run_dir, self.round, self.student.state_dict(), content, self.pool)
+        drop_checkpoints(self.run_dir, keep=2)
         self.n_saved = len(self.metrics)
         self.write_tables()
 

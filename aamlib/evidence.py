@@ -5,20 +5,17 @@ Beside the scores of `comparison`, these tables hold the study's explanation to 
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pandas as pd
 
 from aamlib.comparison import TREATMENT, to_common_end
-from aamlib.files import RunFolderError
-from aamlib.runs import Run, find_runs
+from aamlib.runs import Run, find_runs, read_table
 from aamlib.selections import all_rounds, choices, was_right
 
 CHOICES = "choices.csv"  # in the folder of a published run, whose selections are too large to publish
 ASKED = ("indifferent", "costly", "q_gap")
 RIGHT = ("auroc", "auroc_decided")
-_NEEDED = ["run", "round", "score", *ASKED, *RIGHT]
 LAST = 10  # rounds over which what a student knows at the end is averaged
 LEARNED = "round > 1"  # in the first round a student has learned nothing yet, and would weigh on every mean
 
@@ -50,28 +47,25 @@ def tabulate(run: Run) -> pd.DataFrame:
     return table.sort_values(["round", "score"], ignore_index=True)
 
 
-def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
-    """As `tabulate`, of every run folder that `load_runs` finds: one row per run, round and score.
+def read_choices(run: Run) -> pd.DataFrame:
+    """As `tabulate`: a published run has the table as choices.csv, which is read."""
+    path = run.dir / CHOICES
+    return read_table(path, ["round", *ASKED, *RIGHT], ["round"]) if path.exists() else tabulate(run)
 
-    A published run has the table as choices.csv; of others it is made from their selections, in seconds each. Runs
-    with neither are left out. Raises RunFolderError if there is no run folder, or a table cannot be read.
+
+def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
+    """The `read_choices` of every run folder that `load_runs` finds: one row per run, round and score.
+
+    It takes seconds for a run that is not published. Runs without recorded selections are left out. Raises
+    RunFolderError if there is no run folder, or a table cannot be read.
     """
-    tables = []
-    for name, folder in find_runs(root, *more).items():
-        if (path := folder / CHOICES).exists():
-            try:
-                content = path.read_bytes()
-                if not content.endswith(b"\n"):
-                    raise ValueError("it ends in the middle of a line")
-                table = pd.read_csv(io.BytesIO(content)).assign(run=name)
-                if missing := [column for column in _NEEDED if column not in table]:
-                    raise ValueError(f"it lacks {', '.join(missing)}")
-            except (OSError, ValueError) as error:
-                raise RunFolderError(f"{path} cannot be read ({error}); publish the run again.") from error
-            tables.append(table)
-        elif any(folder.glob("selections/*.parquet")):
-            tables.append(tabulate(Run(folder)).assign(run=name))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_NEEDED)
+    tables = [
+        read_choices(Run(folder)).assign(run=name)
+        for name, folder in find_runs(root, *more).items()
+        if (folder / CHOICES).exists() or any(folder.glob("selections/*.parquet"))
+    ]
+    columns = ["run", "round", "score", *ASKED, *RIGHT]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 def per_round(metrics: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:

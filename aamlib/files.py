@@ -133,7 +133,7 @@ def read_torch(path: str | Path) -> dict[str, Any]:
     Raises RunFolderError if it cannot be read.
     """
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)  # wherever the tensors were
     except Exception as error:  # torch raises nearly anything for bytes of another kind
         raise RunFolderError(f"{path} cannot be read ({first_line(error)}); remove it to start again.") from error
 

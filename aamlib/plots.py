@@ -264,17 +264,20 @@ def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style
     """The runs of one function: each a line, or from five on their interquartile mean in its interval's band."""
     known = rows.dropna(subset=[y])
     seeds = known["run"].nunique()
-    shared = known.pivot(index="agent_steps", columns="run", values=y).dropna()  # steps that every run reached
+    shared = known.pivot(index="agent_steps", columns="run", values=y).dropna()  # steps of which every run has a value
     if seeds < stats.MIN_SEEDS or shared.empty:
         label = f"{label}, {seeds} seeds" if seeds > 1 else label
         for _, run in rows.groupby("run"):  # with a gap where there is nothing
             ax.plot(run[x], run[y], label=label, **{"linewidth": 1.5, **style})
         return
-    xs = known.groupby("agent_steps")[x].mean().loc[shared.index]
     values = shared.to_numpy().T  # (seeds, evaluations)
     low, high = stats.interval(stats.iqm, values)
-    ax.fill_between(xs, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    ax.plot(xs, stats.iqm(values, axis=0), label=f"{label}, IQM of {seeds} seeds", **{"linewidth": 2, **style})
+    band = pd.DataFrame({"low": low, "iqm": stats.iqm(values, axis=0), "high": high}, index=shared.index)
+    at = rows[rows["run"].isin(known["run"])].groupby("agent_steps")["run"].agg("count")
+    band = band.reindex(at.index[at == seeds])  # with a gap where a run that went so far has nothing
+    xs = rows.groupby("agent_steps")[x].mean().loc[band.index]
+    ax.fill_between(xs, band["low"], band["high"], color=style["color"], alpha=0.2, linewidth=0)
+    ax.plot(xs, band["iqm"], label=f"{label}, IQM of {seeds} seeds", **{"linewidth": 2, **style})
 
 
 def _draw_references(ax: Axes, references: Mapping[str, float] | None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aamlib.evidence import CHOICES, load_choices
+from aamlib.evidence import CHOICES, read_choices
 from aamlib.files import DATA_DIR, RunFolderError, write_csv
 from aamlib.runs import ENDED, Run, find_runs
 from aamlib.selections import rounds_of
@@ -25,7 +25,7 @@ _TABLES = ("config.json", "metrics.csv", "evaluations.csv", "progress.json")
 def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool = False) -> Run:
     """Copy a run's tables into a folder, which is replaced as a whole if it is there.
 
-    With them goes choices.csv (`aamlib.evidence.load_choices`); the recorded selections of some rounds, spread evenly
+    With them goes choices.csv (`aamlib.evidence.tabulate`); the recorded selections of some rounds, spread evenly
     from the first to the last; and the student, for those who want to watch it. Raises RunFolderError if the run has
     not ended or has recorded no selection, or the folder holds something other than a published run, is the run's own,
     or cannot be written; what was there is then as it was.
@@ -44,7 +44,7 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
     names += [f"selections/{numbers[i]:06d}.parquet" for i in spread]
     if student:
         names.append(f"checkpoints/{run.metrics['round'].iloc[-1]:06d}.safetensors")
-    choices = load_choices(run.dir).drop(columns="run").round(5)  # a published run has kept few of its selections
+    choices = read_choices(run).round(5)  # a published run has kept few of its selections
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:

@@ -63,9 +63,11 @@ def at_a_glance(results: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     points = results[TREATMENT].merge(points, how="left", on=TREATMENT)
     text = as_text(results)
     steps, score = points["agent_steps"].map("{:,.0f}".format), points["score"].map("{:.0f}".format)
+    then = points["score_ours"].map("{:.1f}".format).replace("nan", "–")
+    of_seeds = " (" + points["seeds_ours"].map("{:.0f}".format) + " of " + results["seeds"].astype(str) + ")"
     columns = {
         "study": (score + " after " + steps).where(points["score"].notna(), "–"),
-        "ours then": points["score_ours"].map("{:.1f}".format).replace("nan", "–"),
+        "ours then": then + of_seeds.where(points["seeds_ours"] < results["seeds"], ""),
         "ours at the end": text["score"],
         "area": text["area over agent steps"],
         "area over unique": text["area over unique labels"],

@@ -150,7 +150,7 @@ class Run:
     @property
     def metrics(self) -> pd.DataFrame:
         """One row per round, columns as in `METRICS`. Raises RunFolderError if it cannot be read."""
-        table = _read_table(self.dir / "metrics.csv", METRICS, filled=COUNTERS)
+        table = read_table(self.dir / "metrics.csv", METRICS, filled=COUNTERS)
         if table.empty:
             raise RunFolderError(f"{self.dir} holds no round yet; go on with its run, or leave it out.")
         if (table["round"].diff() <= 0).any():
@@ -163,7 +163,7 @@ class Run:
     @property
     def evaluations(self) -> pd.DataFrame:
         """One row per evaluated game, columns as in `EVALUATIONS`. Raises RunFolderError if it cannot be read."""
-        return _read_table(self.dir / "evaluations.csv", EVALUATIONS, filled=EVALUATIONS)
+        return read_table(self.dir / "evaluations.csv", EVALUATIONS, filled=EVALUATIONS)
 
     def selection(self, number: int) -> pd.DataFrame:
         """The recorded states of a round, one row each.
@@ -265,8 +265,8 @@ def find_runs(*roots: str | Path) -> dict[str, Path]:
     return runs
 
 
-def _read_table(path: Path, columns: Collection[str], filled: Collection[str]) -> pd.DataFrame:
-    """A table of numbers with the given columns, some of them filled in every row."""
+def read_table(path: Path, columns: Collection[str], filled: Collection[str]) -> pd.DataFrame:
+    """A table with the given columns of numbers, some of them filled in every row. Raises RunFolderError otherwise."""
     advice = "Copy the run folder again, go on with its run, which writes the file anew, or leave it out."
     try:
         content = path.read_bytes()

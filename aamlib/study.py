@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from aamlib.comparison import TREATMENT, function_of, iqm
+from aamlib.comparison import TREATMENT, function_of, iqm, to_common_end
 from aamlib.evidence import LAST, full_pool
 
 
@@ -26,10 +26,10 @@ def losses(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """The study's losses beside ours: its table with first_ours, last_ours and seeds_ours added.
 
     `study`: columns game, query_fraction, acquisition, first and last, in nats summed over a round's queries. Ours are
-    means over the first and the last `LAST` rounds with a full pool, then interquartile ones over the seeds; NaN where
-    there is none.
+    means over the first and the last `LAST` rounds with a full pool, up to the common end of the share's runs, then
+    interquartile ones over the seeds; NaN where there is none.
     """
-    of_runs = full_pool(metrics).groupby([*TREATMENT, "run"])["loss"]
+    of_runs = full_pool(to_common_end(metrics)).groupby([*TREATMENT, "run"])["loss"]
     ours = of_runs.agg(first_ours=lambda loss: loss.head(LAST).mean(), last_ours=lambda loss: loss.tail(LAST).mean())
     return _add_means(study, paired(study, ours.reset_index()), ["first_ours", "last_ours"])
 

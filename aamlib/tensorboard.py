@@ -114,16 +114,19 @@ def main(arguments: list[str] | None = None) -> int:
     exported: dict[Path, float] = {}
     said = ""
     try:
-        print(f"{export(options.root, exported)} runs written; look: tensorboard --logdir {options.root}")
+        if options.follow:
+            print(f"Look: tensorboard --logdir {options.root}")
+        else:
+            print(f"{export(options.root, exported)} runs written; look: tensorboard --logdir {options.root}")
         while options.follow:
-            time.sleep(FOLLOW_SECONDS)
             try:
                 export(options.root, exported)
                 said = ""
-            except RunFolderError as error:  # said once; the others go on
+            except RunFolderError as error:  # said once; the others go on, and more may begin
                 if str(error) != said:
                     print(error, file=sys.stderr)
                 said = str(error)
+            time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:
         pass
     except (ConfigError, RunFolderError) as error:

@@ -26,7 +26,7 @@ from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from aamlib.config import ConfigError
+from aamlib.config import ConfigError, first_line
 from aamlib.files import RunFolderError, lock_run, write_json
 from aamlib.grids import Cell
 from aamlib.runs import ENDED
@@ -79,11 +79,14 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
                 return Outcome("done")
             with lock_run(folder, wait=LOCK_SECONDS):  # a killed worker's kernel holds it a moment longer
                 here = {"status": "starting", "host": platform.node(), "pid": os.getpid(), "since": time.time()}
-                write_json(cell.run_dir / "progress.json", read_progress(cell.run_dir) | here)
+                before = read_progress(cell.run_dir)
+                write_json(cell.run_dir / "progress.json", before | here)
             outcome = _execute(cell, threads)
             progress = read_progress(cell.run_dir)
             if outcome.state != "done" and progress.get("status") not in ENDED:
-                write_json(cell.run_dir / "progress.json", progress | {"status": "interrupted"})
+                untouched = progress.get("status") == "starting" and before.get("status") in ENDED
+                status = before["status"] if untouched else "interrupted"
+                write_json(cell.run_dir / "progress.json", progress | {"status": status})
             write_json(cell.run_dir / "cell.json", {**dataclasses.asdict(outcome), "settings": cell.config.asdict()})
             return outcome
     except RunFolderError as error:
@@ -118,6 +121,8 @@ def _execute(cell: Cell, threads: int) -> Outcome:
         return Outcome("failed", f"{error.ename}: {error.evalue}")
     except DeadKernelError:  # papermill's notebook does not tell: each of its cells is marked as completed
         return Outcome("lost", "its kernel died")
+    except Exception as error:  # such as a full disk, or a kernel that does not start
+        return Outcome("lost", f"{type(error).__name__}: {first_line(error)}")
     status = read_progress(cell.run_dir).get("status")
     return Outcome("done") if status in ENDED else Outcome("lost", f"its run ended as {status!r}")
 

@@ -1,5 +1,6 @@
 """Acquisition functions against hand-made values, a slow oracle, baal, and the bounds that theory gives."""
 
+import hashlib
 import importlib
 import linecache
 import math
@@ -317,6 +318,18 @@ def test_the_source_of_ones_own_function_is_known_again(tmp_path, monkeypatch):
     write("logits[:, 0, 0]")
     assert source_hash("known_again:first") == changed, "in memory is still what was loaded"
     assert source_hash("bald") is None
+
+
+def test_what_is_no_plain_function_is_known_by_the_module_that_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = (
+        "import functools\n\ndef base(logits, *, generator=None, k):\n    return logits[:, 0, k]\n\n"
+        "class Callable(dict):\n    def __call__(self, logits, *, generator=None):\n        return logits[:, 0, 0]\n\n"
+        "first, unhashable = functools.partial(base, k=0), Callable()\n"
+    )
+    (tmp_path / "known_by_name.py").write_text(source)
+    sources = {source_hash(f"known_by_name:{name}") for name in ("base", "first", "unhashable")}
+    assert sources == {hashlib.sha256(source.encode()).hexdigest()}
 
 
 def test_a_mistake_in_ones_own_module_is_told(tmp_path, monkeypatch):

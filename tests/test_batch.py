@@ -15,7 +15,7 @@ import pytest
 from synthetic import write_run
 
 import aamlib
-from aamlib import batch, workers
+from aamlib import batch, files, workers
 from aamlib.batch import run_batch
 from aamlib.files import lock_run
 from aamlib.grids import plan
@@ -105,6 +105,11 @@ def alive(pid):
     return True
 
 
+def test_no_cells_are_refused(tmp_path):
+    with pytest.raises(aamlib.ConfigError, match="there are no cells; give at least one"):
+        run_batch([], tmp_path)
+
+
 def test_cells_are_run_where_they_were_planned(cells, tmp_path):
     with pytest.raises(aamlib.ConfigError, match="was planned in .*out, not in .*elsewhere"):
         run_batch(cells(), tmp_path / "elsewhere")
@@ -146,6 +151,19 @@ def test_a_run_that_ended_before_its_notebook_failed_stays_finished(cells):
     nbformat.write(notebook, cell.notebook)
     assert run_cell(cell, threads=1) == Outcome("failed", "ValueError: no room for a figure")
     assert read_progress(cell.run_dir)["status"] == "finished"
+
+
+@pytest.mark.parametrize(("before", "after"), [("finished", "finished"), ("running", "interrupted")])
+def test_a_run_that_could_not_be_touched_is_what_it_was(cells, monkeypatch, before, after):
+    (cell,) = cells(acquisition=["bald"])
+    files.write_json(files.make_folder(cell.run_dir) / "progress.json", {"status": before, "round": 4})
+
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(papermill, "execute_notebook", fail)
+    assert run_cell(cell, threads=1) == Outcome("lost", "OSError: no space left")
+    assert (read_progress(cell.run_dir)["status"], read_progress(cell.run_dir)["round"]) == (after, 4)
 
 
 def test_ctrl_c_ends_the_kernels_and_leaves_folders_that_go_on(cells, tmp_path):

@@ -256,6 +256,7 @@ def test_what_lies_beyond_the_common_end_of_a_share_is_not_compared():
     row = comparison.summary(curves).iloc[0]
     assert row[["normalised", "agent_steps", "labels_used"]].tolist() == pytest.approx([0.2, 200, 2000])
     assert row[["start_agent_steps", "end_agent_steps"]].tolist() == [100, 200]
+    assert row[["labels_to_75", "reached_75"]].tolist() == [np.inf, 0], "reached by the longer run alone, later"
 
 
 def test_a_longer_run_is_judged_at_the_common_end_by_no_evaluation_beyond(tmp_path):

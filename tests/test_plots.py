@@ -93,6 +93,13 @@ def test_a_band_ends_where_the_shortest_run_does(ax, curves):
     assert ax.get_lines()[0].get_xdata().tolist() == [100, 200]
 
 
+def test_a_band_has_a_gap_where_a_seed_has_nothing(ax, curves):
+    curves = curves[curves["acquisition"] == "bald"]
+    nothing = (curves["run"] == "bald-4") & (curves["agent_steps"] == 200)
+    plots.plot_curves(curves.assign(smoothed=curves["smoothed"].mask(nothing)), {}, ax=ax)
+    assert ax.get_lines()[0].get_ydata().tolist() == pytest.approx([12, np.nan, 32], nan_ok=True)
+
+
 def test_each_share_is_a_line_of_its_colour(ax, curves):
     own = curves[curves["acquisition"] == "mine:own"]
     larger = own.assign(query_fraction=0.4, run=own["run"] + "-40")

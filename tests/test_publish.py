@@ -43,6 +43,13 @@ def test_a_published_run_is_its_tables(sample, tmp_path):
     assert same, "it tells more rounds than the selections that are left"
 
 
+def test_a_run_within_another_is_not_counted_to_it(sample, tmp_path):
+    outer = shutil.copytree(sample.dir, tmp_path / "outer")
+    shutil.copytree(sample.dir, outer / "inner")
+    kept = publish.publish(aamlib.Run(outer), tmp_path / "results" / "outer")
+    assert (kept.dir / "choices.csv").read_bytes() == (sample.dir / "choices.csv").read_bytes()
+
+
 def test_frames_and_the_student_go_along_on_demand(sample, tmp_path):
     rounds = selections.rounds_of(sample)
     kept = publish.publish(sample, tmp_path / "run", selections=2, student=True)

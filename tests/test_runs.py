@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from synthetic import write_run
 
 import aamlib
@@ -97,6 +98,12 @@ def test_what_is_no_checkpoint_is_said(tmp_path, content):
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(aamlib.RunFolderError, match=r"checkpoint\.pt cannot be read \(.+\); remove it to start again"):
         files.read_torch(tmp_path / "checkpoint.pt")
+
+
+def test_a_checkpoint_of_another_device_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    files.write_torch(tmp_path / "checkpoint.pt", {"moments": torch.ones(3)})
+    assert files.read_torch(tmp_path / "checkpoint.pt")["moments"].tolist() == [1, 1, 1]
 
 
 def test_a_file_that_someone_reads_is_replaced_when_he_is_done(tmp_path, monkeypatch):

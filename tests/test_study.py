@@ -33,6 +33,9 @@ def test_the_studys_scores_stand_beside_ours_at_the_same_steps(two_runs, metrics
     assert float(glance.loc["bald", "ours then"]) == pytest.approx(bald.mean(), abs=0.05)
     glance = report.at_a_glance(comparison.summary(curves), table.assign(seeds_ours=0))
     assert (glance[["study", "ours then"]] == "–").all(axis=None), "ours did not go so far"
+    results = comparison.summary(curves)
+    glance = report.at_a_glance(results.assign(seeds=5), table).set_index("function")
+    assert glance.loc["bald", "ours then"].endswith(" (1 of 5)")
 
 
 def test_of_the_whole_pool_any_function_stands_beside_the_study(tmp_path):
@@ -55,6 +58,10 @@ def test_the_studys_losses_stand_beside_ours_of_a_full_pool(metrics):
     ours = [loss.head(evidence.LAST).mean(), loss.tail(evidence.LAST).mean()]
     assert table.loc[0, ["first_ours", "last_ours"]].tolist() == pytest.approx(ours)
     assert table["seeds_ours"].tolist() == [1, 0]
+    begun = metrics.query("run == 'pong-bald-0.1-0' and round < 20").assign(run="begun", seed=1)
+    table = study.losses(pd.concat([metrics, begun]), theirs)
+    ours = [loss.head(evidence.LAST).mean(), loss.iloc[: begun["round"].max() - 1].tail(evidence.LAST).mean()]
+    assert table.loc[0, ["first_ours", "last_ours"]].tolist() == pytest.approx(ours), "students of one age"
 
 
 @pytest.mark.parametrize(

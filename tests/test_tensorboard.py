@@ -73,13 +73,28 @@ def test_it_follows_runs_that_go_on_and_begin(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(tensorboard.time, "sleep", wait)
     assert tensorboard.main([str(tmp_path / "a"), "--follow"]) == 0
-    assert "2 runs written; look: tensorboard --logdir" in capsys.readouterr().out
+    assert "Look: tensorboard --logdir" in capsys.readouterr().out
     (first, second), (first_then, second_then), (*both, third) = sizes
     assert first_then == first
     assert second_then > second
     assert both == [first_then, second_then]
     assert third > 0
     assert_each_round_once(EventAccumulator(str(done)).Reload(), done)
+
+
+def test_it_waits_for_the_first_run(tmp_path, monkeypatch, capsys):
+    polls = []
+
+    def wait(seconds):
+        polls.append(sorted(tmp_path.rglob("events*")))
+        if len(polls) == 2:
+            raise KeyboardInterrupt
+        write_run(tmp_path / "run", rounds=2)
+
+    monkeypatch.setattr(tensorboard.time, "sleep", wait)
+    assert tensorboard.main([str(tmp_path), "--follow"]) == 0
+    assert "no runs below" in capsys.readouterr().err
+    assert [len(poll) for poll in polls] == [0, 1]
 
 
 def test_what_is_missing_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys):

@@ -419,6 +419,39 @@ def test_a_run_without_the_chosen_column_falls_back(runs, tmp_path, view, trait)
     assert dropdown.value == "score_mine:margin"
 
 
+@pytest.mark.parametrize(("view", "trait"), [(SelectionView, "sort"), (ScatterView, "color")])
+def test_a_run_of_other_rounds_and_columns_is_shown_all_the_same(runs, tmp_path, view, trait):
+    own, other = (publish(runs["pong-bald"], tmp_path / name, selections=2) for name in ("own", "other"))
+    first, last = sorted((own.dir / "selections").iterdir())
+    pd.read_parquet(last).assign(**{"score_mine:margin": 0.5}).to_parquet(last)
+    (other.dir / "selections" / last.name).unlink()
+    shown = view({"own": own, "other": other}, "own", **{trait: "score_mine:margin"})
+    dropdown = controls(shown.panel, f"aam-{trait}")
+    controls(shown.panel, "aam-run").value = "other"
+    assert (shown.run, shown.round) == ("other", int(first.stem))
+    assert getattr(shown, trait) == dropdown.value == view.class_traits()[trait].default_value
+    assert shown.problem == ""
+    shown.figure()
+
+
+def test_the_range_of_q_gaps_goes_with_the_states(runs, tmp_path):
+    wider = publish(runs["pong-bald"], tmp_path / "wider", selections=1)
+    path = next((wider.dir / "selections").iterdir())
+    states = pd.read_parquet(path)
+    path.unlink()
+    states.assign(expert_q=states["expert_q"] * 3).to_parquet(path)
+    shown = SelectionView({"narrow": runs["pong-bald"], "wider": wider}, "narrow")
+    slider = controls(shown.panel, "aam-gaps")
+    top = slider.max
+    shown.run = "wider"
+    assert slider.max == pytest.approx(3 * top, abs=0.3)
+    assert (slider.value, shown.gaps) == ((0, slider.max), (0, np.inf))
+    slider.value = (0, top + 0.1)
+    assert shown.gaps == (0, pytest.approx(top + 0.1))
+    shown.run = "narrow"
+    assert (slider.value, shown.gaps) == ((0, top), (0, pytest.approx(top + 0.1)))
+
+
 def test_without_a_live_notebook_views_are_still_pictures(runs, view):
     still = [view, SelectionView(runs, "pong-bald"), ScatterView(runs, "pong-bald")]
     for shown in [*still, SideBySide(still[1], still[1])]:

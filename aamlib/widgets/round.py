@@ -88,10 +88,11 @@ class RoundView(View):
 
     @traitlets.observe("run")
     def _keep_what_there_is(self, _: Any) -> None:
-        if self.round not in self.rounds:
-            self.round = self.rounds[-1]
-        if getattr(self, self.column_trait) not in self.offered:
-            setattr(self, self.column_trait, self.trait_defaults(self.column_trait))
+        with self.hold_trait_notifications():  # nothing is shown of the new round by a column that it lacks
+            if self.round not in self.rounds:
+                self.round = self.rounds[-1]
+            if getattr(self, self.column_trait) not in self.offered:
+                setattr(self, self.column_trait, self.trait_defaults(self.column_trait))
 
     @traitlets.validate("run")
     def _readable_run(self, proposal: Any) -> str:

@@ -195,8 +195,7 @@ class SelectionView(RoundView):
         percentiles = self.link(
             "percentiles", labelled(ipywidgets.IntRangeSlider, "Percentile", 300, min=0, max=100, value=(0, 100))
         )
-        top = float(np.ceil(10 * self.states["q_gap"].max()) / 10)
-        gaps = labelled(ipywidgets.FloatRangeSlider, "Q-gap", 300, min=0, max=top, step=0.01, value=(0, top))
+        gaps = labelled(ipywidgets.FloatRangeSlider, "Q-gap", 300, min=0, max=1, step=0.01)
         save = ipywidgets.Button(description="Save GIF and CSV", icon="save", layout={"width": "auto"}).add_class(
             "aam-save"
         )
@@ -233,16 +232,19 @@ class SelectionView(RoundView):
             with self.telling():
                 saved.value = "saved " + " and ".join(str(path) for path in self.export())
 
-        def within_slider() -> tuple[float, ...]:
-            return tuple(np.clip(self.gaps, 0, top).tolist())
-
         def slide(change: Any) -> None:
-            if change.new != within_slider():  # moved by hand
+            if not self._showing:  # moved by hand
                 low, high = change.new
-                self.gaps = low, math.inf if high >= top else high
+                self.gaps = low, math.inf if high >= gaps.max else high
 
+        def show_gaps(_: Any = None) -> None:
+            with self.showing():
+                gaps.max = max(0.1, math.ceil(10 * self.states["q_gap"].to_numpy().max(initial=0)) / 10)
+                gaps.value = tuple(np.clip(self.gaps, 0, gaps.max).tolist())
+
+        show_gaps()
         gaps.observe(slide, "value")
-        self.observe(lambda _: setattr(gaps, "value", within_slider()), "gaps")
+        self.observe(show_gaps, ["run", "round", "kind", "gaps"])
         gaps.add_class("aam-gaps")
         grid.observe(pick, "clicked")
         save.on_click(export)
