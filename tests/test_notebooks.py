@@ -156,11 +156,12 @@ def test_runs_stand_beside_each_other_though_one_has_no_score_of_ones_own_functi
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_benchmark(tmp_path):
+def test_benchmark(tmp_path, pong_expert):
     small = {"pool_states": 1_000, "baseline_states": 64, "repeats": 1, "growth_pools": [400, 800]}
     folders = {name: str(tmp_path / name) for name in ("results", "figures")}
     small |= {"growth_samples": [2, 4], "expert_settings": {"n_envs": 4}}
     settings = {"n_envs": 4, "round_steps": 400, "evaluation_episodes": 2, "max_game_frames": 400}
+    settings |= {"expert": str(pong_expert)}  # beside which probe sets of such short games may lie
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- speed -->\n<!-- /speed -->\nafter\n")
     text = execute("08_benchmark", tmp_path, settings=settings, readme=str(readme), **small, **folders)

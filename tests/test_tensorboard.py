@@ -79,6 +79,8 @@ def test_it_follows_runs_that_go_on_and_begin(tmp_path, monkeypatch, capsys):
     assert second_then > second
     assert both == [first_then, second_then]
     assert third > 0
+    assert tensorboard.main([str(tmp_path / "a")]) == 0
+    assert "3 runs written; look: tensorboard --logdir" in capsys.readouterr().out
     assert_each_round_once(EventAccumulator(str(done)).Reload(), done)
 
 
