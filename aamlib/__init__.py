@@ -1,6 +1,5 @@
 """aamlib: active policy distillation on Atari, from notebooks."""
 
-import aamlib.runtime  # noqa: F401  (before torch)
 from aamlib.acquisition import ACQUISITIONS
 from aamlib.atari import evaluate
 from aamlib.cards import read_card

@@ -23,6 +23,7 @@ from jaxtyping import Float, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
 from aamlib.config import MAX_GAME_FRAMES, ConfigError, check_game
+from aamlib.runtime import end_idle_threads
 
 FRAMES_PER_STEP = 4
 
@@ -65,7 +66,7 @@ def make_envs(
     ConfigError
         Unknown game.
     """
-    return AtariVectorEnv(
+    return _Emulators(
         check_game(game),
         n_envs,
         num_threads=n_threads,
@@ -76,6 +77,14 @@ def make_envs(
         reward_clipping=clip_rewards,
         **more,
     )
+
+
+class _Emulators(AtariVectorEnv):
+    """Emulators whose threads need not share the processors with torch's, which wait for the next forward pass."""
+
+    def send(self, actions: Int64[np.ndarray, " E"]) -> None:
+        end_idle_threads()
+        super().send(actions)
 
 
 @functools.cache

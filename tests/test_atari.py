@@ -1,6 +1,9 @@
 """Games and their evaluation: scripted games whose scores can be counted, then the emulator itself."""
 
+import platform
+
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -204,6 +207,25 @@ def test_each_step_pushes_one_new_frame_onto_the_stack(game):
     assert (states[:, 3] != first[:, 3]).any(axis=(1, 2)).all()
     assert states.shape == (3, 4, 84, 84)
     assert states.dtype == np.uint8
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="torch is linked to GNU OpenMP on Linux alone")
+def test_threads_of_torch_do_not_keep_the_emulator_from_the_processors():
+    def product():
+        torch.set_num_threads(2)
+        result = torch.ones(300, 300) @ torch.ones(300, 300)
+        torch.set_num_threads(1)
+        return result
+
+    envs, process, actions = make_envs("pong", 2), psutil.Process(), np.zeros(2, np.int64)
+    envs.reset(seed=np.arange(2))
+    envs.step(actions)
+    before, first = process.num_threads(), product()
+    assert process.num_threads() == before + 1
+    envs.step(actions)
+    assert process.num_threads() == before
+    assert torch.equal(product(), first)
+    envs.close()
 
 
 def rollout(game, n_steps, **settings):
