@@ -74,7 +74,7 @@ def bald(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = 
     """
     log_policies = _log_policies(logits, min_samples=2)
     policies = log_policies.exp()
-    negative_aleatoric = (policies * log_policies).sum(dim=(0, 1)) / logits.shape[1]
+    negative_aleatoric = log_policies.mul_(policies).sum(dim=(0, 1)) / logits.shape[1]
     return (_total(policies) + negative_aleatoric).clamp_min(0)
 
 

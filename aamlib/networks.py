@@ -34,9 +34,9 @@ def depth_to_space(blocks: UInt8[Tensor, "*N 441 16"]) -> UInt8[Tensor, "*N 84 8
     return _copy(four_pixels.transpose(-1, -2)).view(torch.uint8).flatten(-3, -2)
 
 
-def stack_blocks(frames: UInt8[Tensor, "N 4 441 16"]) -> UInt8[Tensor, "N 64 21 21"]:
+def stack_blocks(frames: UInt8[Tensor, "*N 4 441 16"]) -> UInt8[Tensor, "M 64 21 21"]:
     """Stacks of frames in blocks, each block as the 64 channels of one position; channels last in memory."""
-    by_position = _copy(frames.view(torch.complex128).squeeze(-1).transpose(1, 2))  # 16 bytes at a time
+    by_position = _copy(frames.view(torch.complex128).squeeze(-1).transpose(-2, -1))  # 16 bytes at a time
     return by_position.view(torch.uint8).view(-1, 21, 21, 64).permute(0, 3, 1, 2)
 
 

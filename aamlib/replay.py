@@ -21,6 +21,7 @@ Ask = Callable[[Int64[Tensor, " M"]], Float[Tensor, "M A"]]  # the expert's Q-va
 
 STACK = 4
 BLOCKED_FRAME = (21 * 21, 4 * 4)
+_BACK = torch.arange(STACK - 1, -1, -1)  # steps from a stack's frames to its last
 
 
 class FramePool:
@@ -78,16 +79,36 @@ class FramePool:
         return depth_to_space(self._frames_of(ids))
 
     def read_blocks(self, ids: Int64[Tensor, " N"]) -> UInt8[Tensor, "N 64 21 21"]:
-        """The same in blocks, as networks take them too."""
-        return stack_blocks(self._frames_of(ids))
+        """The same in blocks, as networks take them too; nearly twice as fast for all states of steps in a row."""
+        env, row = self._locate(ids)
+        if not self._in_a_row(ids):
+            return stack_blocks(self._frames_of(ids))
+        rings = self.frames[:-1].view(self.n_envs, self.n_rows, *BLOCKED_FRAME)
+        first, last = int(row[0]) - (STACK - 1), int(row[-1]) + 1
+        windows = rings[:, first:last].unfold(1, STACK, 1)  # (E, steps, 441, 16, 4), nothing is copied
+        blocks = stack_blocks(windows.permute(1, 0, 4, 2, 3))
+        state, frame = torch.nonzero(self._before_start(env, row), as_tuple=True)
+        blocks.permute(0, 2, 3, 1).unflatten(3, (STACK, -1))[state, :, :, frame] = 0
+        return blocks
+
+    def _in_a_row(self, ids: Tensor) -> bool:
+        """Whether these are all states of some steps in a row, and the ring does not end among their frames."""
+        n_steps, rest = divmod(len(ids), self.n_envs)
+        if rest or not n_steps or not torch.equal(ids, ids[0] + torch.arange(len(ids))):
+            return False
+        step, env = divmod(int(ids[0]), self.n_envs)
+        return env == 0 and STACK - 1 <= step % self.n_rows <= self.n_rows - n_steps
 
     def _frames_of(self, ids: Tensor) -> Tensor:
         """The frames of the states `ids`, (N, 4, 441, 16)."""
         env, row = self._locate(ids)
-        back = torch.arange(STACK - 1, -1, -1)  # frames before the state's own: 3, 2, 1, 0
-        rows = env[:, None] * self.n_rows + (row[:, None] - back) % self.n_rows  # (N, 4)
-        rows[back > self.age[env, row][:, None]] = self.zero_row
+        rows = env[:, None] * self.n_rows + (row[:, None] - _BACK) % self.n_rows  # (N, 4)
+        rows[self._before_start(env, row)] = self.zero_row
         return self.frames.index_select(0, rows.flatten()).view(-1, STACK, *BLOCKED_FRAME)
+
+    def _before_start(self, env: Tensor, row: Tensor) -> Tensor:
+        """Which of the states' frames are from before their games' first, (N, 4)."""
+        return self.age[env, row][:, None] < _BACK
 
     def label(self, ids: Int64[Tensor, " N"], ask: Ask, *, remember: bool = True) -> tuple[Float[Tensor, "N A"], int]:
         """The labels of the (distinct) states `ids`, float32 (N, A); `ask` gives those that are not known yet.

@@ -65,6 +65,7 @@ def score_pool(
     def score(positions: Int64[Tensor, " M"], trunk: Trunk, batch_size: int = FORWARD_BATCH) -> Float[Tensor, " M"]:
         # Each batch's scores, kept on their own, could come to lie where the next one's states had found room.
         scores = torch.empty(len(positions), dtype=torch.float64)
+        batch_size = max(1, batch_size // pool.n_envs) * pool.n_envs  # whole steps are read faster
         for kept, batch in zip(scores.split(batch_size), ids[positions].split(batch_size), strict=True):
             q = student.q_samples(pool.read_blocks(batch).to(config.device), heads=heads, trunk=trunk)  # (N, T, A)
             kept.copy_(acquisition(q / config.temperature, generator=generator))

@@ -1,5 +1,7 @@
 """The pool against a plain list of every stack that was ever seen."""
 
+import itertools
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -70,6 +72,15 @@ def test_every_state_is_read_right_after_each_of_many_steps():
     for _ in range(60):
         fill(pool, games, [random.random(2) < 0.25])
         assert_reads(pool, games.seen, pool.ids())
+
+
+@pytest.mark.parametrize("n_steps", range(3, 22))  # the ring has 11 rows: it ends among the frames here and there
+def test_states_of_steps_in_a_row_are_read_as_others_are(n_steps):
+    pool, games = FramePool(16, 2), ScriptedGames(2)
+    starts = np.random.default_rng(n_steps).random((n_steps, 2)) < 0.2
+    fill(pool, games, starts.tolist())
+    for first, last in itertools.combinations(range(len(pool) + 1), 2):
+        assert_reads(pool, games.seen, pool.ids()[first:last])
 
 
 @pytest.mark.parametrize("n_steps", [0, 1, 5, 30])

@@ -27,6 +27,8 @@ def seeded(seed):
 class Pool(FramePool):
     """States that were not collected by a run."""
 
+    n_envs = 1
+
     def __init__(self, states):
         self.states = states
 
