@@ -54,7 +54,7 @@ figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables 
 bench: $(READY)  ## Measure speed against the machine's limits; nothing else should be busy
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/08_benchmark.ipynb data/runs/benchmark.ipynb -k python3 --no-progress-bar \
-		--stdout-file - --stderr-file - -p readme "$(CURDIR)/README.md"
+		--stdout-file - --stderr-file - -p readme "$(CURDIR)/data/results/speed.md"
 
 check: $(READY)
 	$(BIN)/ruff check

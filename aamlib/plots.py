@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from PIL import Image
 from aamlib import stats
 from aamlib.comparison import percent
 from aamlib.files import write_bytes
+from aamlib.runs import METRICS
 
 LABELS = {
     "agent_steps": "agent steps (4 emulator frames each)",
@@ -43,6 +43,7 @@ COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer
 # The built-in functions', which stand in this order.
 COLORS = {name: COLORBLIND[i] for name, i in {"bald": 0, "variation_ratio": 2, "entropy": 1, "random": 4}.items()}
 _OTHERS = [COLORBLIND[i] for i in (3, 9, 5, 6)]
+PHASES = dict(zip((name for name in METRICS if name.startswith("seconds_")), COLORBLIND, strict=False))
 
 
 def name_of(acquisition: str) -> str:
@@ -233,12 +234,11 @@ def plot_phases(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = ax or plt.gca()
     rounds = metrics[metrics["round"] > 0]
     places = _rows(ax, rounds)
-    columns = [name for name in metrics.columns.astype(str) if name.startswith("seconds_")]
+    columns = [name for name in PHASES if name in metrics]
     means = rounds[columns].fillna(0).groupby([rounds["query_fraction"], rounds["acquisition"]]).mean()
     y, left = [places[treatment] for treatment in means.index], np.zeros(len(means))
-    colors = mpl.colormaps["viridis"](np.linspace(0, 1, len(columns) + 2)[1:-1])
-    for column, color in zip(columns, colors, strict=True):
-        style: dict[str, Any] = {"color": color, "edgecolor": "white", "linewidth": 0.5}
+    for column in columns:
+        style: dict[str, Any] = {"color": PHASES[column], "edgecolor": "white", "linewidth": 0.5}
         bars = ax.barh(y, means[column], left=left, label=column.removeprefix("seconds_"), **style)
         left = left + means[column].to_numpy()
     ax.bar_label(bars, labels=[f"{total:.1f}" for total in left], padding=4)
@@ -250,7 +250,7 @@ def plot_phases(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def plot_seconds(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Where a run's time went: minutes per phase."""
     ax = ax or plt.gca()
-    columns = [name for name in metrics.columns.astype(str) if name.startswith("seconds_")]
+    columns = [name for name in PHASES if name in metrics]
     minutes = metrics[columns].sum() / 60
     bars = ax.barh([name.removeprefix("seconds_") for name in columns], minutes, color="C0")
     ax.bar_label(bars, fmt="%.1f", padding=3)

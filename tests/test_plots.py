@@ -158,9 +158,9 @@ def test_areas_show_each_seed_and_an_interval_where_there_is_one(ax):
 
 def test_phases_are_stacked_means_over_rounds_without_the_warm_up(ax):
     metrics = pd.DataFrame({"acquisition": "bald", "query_fraction": 0.1, "round": [0, 1, 2]})
-    metrics = metrics.assign(seconds_act=[100.0, 2.0, 4.0], seconds_evaluate=[np.nan, np.nan, 10.0])
+    metrics = metrics.assign(seconds_evaluate=[np.nan, np.nan, 10.0], seconds_act=[100.0, 2.0, 4.0])
     plots.plot_phases(metrics, ax=ax)
-    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 3), (3, 5)]
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 3), (3, 5)], "in the order of a round"
     assert ax.get_xlim()[1] > 8, "room for the number at the bar's end"
 
 
