@@ -3,11 +3,9 @@
 import shutil
 
 import pandas as pd
-import papermill
 import pytest
-from papermill.exceptions import PapermillExecutionError
 from synthetic import REFERENCES, choices_of, write_run, write_runs
-from test_notebooks import NOTEBOOKS, execute
+from test_notebooks import execute, run_cells
 
 import aamlib
 from aamlib import files
@@ -73,27 +71,24 @@ def test_a_run_too_short_to_share_a_range_with_the_others_is_named(tmp_path):
     assert "long is too short" not in text
 
 
-@pytest.mark.slow
-def test_a_card_of_another_kind_of_evaluation_is_said(tmp_path):
+def test_a_card_of_another_kind_of_evaluation_is_said(tmp_path, capsys):
     run = write_run(tmp_path / "run", rounds=4, max_game_frames=20_000)
     start = {"expert_sha256": aamlib.read_card("pong")["weights_sha256"], "precision": "float32"}
     files.write_json(run / "environment.json", [start])
-    text = execute("04_compare_runs", tmp_path, runs=str(run), figures=str(tmp_path / "figures"))
-    assert "card was measured otherwise than these runs, which have max_game_frames = 20000;" in text
+    run_cells("04_compare_runs", 4, runs=str(run), figures=str(tmp_path / "figures"))
+    said = "card was measured otherwise than these runs, which have max_game_frames = 20000;"
+    assert said in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("parameters", "message"),
+    ("references", "error", "message"),
     [
-        ({"run": "data/runs"}, "unknown parameter 'run'; did you mean 'runs'"),
-        ({}, "labelled by an expert .* whose scores no card has: give them as references"),
-        ({"references": [15.7, -20.2]}, r"references = \[15.7, -20.2\]; give "),
+        (None, aamlib.ExpertError, "by an expert .* whose scores no card has: give them as references"),
+        ([15.7, -20.2], aamlib.ConfigError, r"references = \[15.7, -20.2\]; give "),
     ],
 )
-def test_refusals_are_sentences(tmp_path, parameters, message):
+def test_references_that_are_missing_or_unusable_are_refused(tmp_path, references, error, message):
     write_run(tmp_path / "run", rounds=2)
-    parameters = {"runs": str(tmp_path / "run"), "figures": str(tmp_path / "figures"), **parameters}
-    source = next(path for path in NOTEBOOKS if path.stem == "04_compare_runs")
-    with pytest.raises(PapermillExecutionError, match=message):
-        papermill.execute_notebook(source, tmp_path / "out.ipynb", parameters, progress_bar=False, cwd=tmp_path)
+    folders = {"runs": str(tmp_path / "run"), "figures": str(tmp_path / "figures")}
+    with pytest.raises(error, match=message):
+        run_cells("04_compare_runs", 4, references=references, **folders)

@@ -50,6 +50,21 @@ PARAMETERS = {
 }
 
 
+def run_cells(name, n_cells, **given):
+    """Run a notebook's first code cells in this process, as papermill would with `given` parameters.
+
+    Returns the variables that they leave behind.
+    """
+    source = next(path for path in NOTEBOOKS if path.stem == name)
+    code = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
+    injected = "\n".join(["# Parameters", *(f"{parameter} = {value!r}" for parameter, value in given.items())])
+    cells = [code[0], injected + "\n", *code[1:]]
+    variables = {"In": cells}
+    for cell in cells[: n_cells + 1]:
+        exec(cell, variables)
+    return variables
+
+
 def execute(name, folder, **parameters):
     """Run a notebook in `folder`; its last outputs' text."""
     source = next(path for path in NOTEBOOKS if path.stem == name)
@@ -115,26 +130,20 @@ def test_run_experiment(tiny, tmp_path, recorded_stacks):
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("01_train_expert", "gamma_ = 0.9", "unknown parameter 'gamma_'; did you mean 'gamma'?"),
-        ("02_run_experiment", "aquisition = 'bald'", "unknown parameter 'aquisition'; did you mean 'acquisition'?"),
-        ("02_run_experiment", "preset = 'quikc'", "unknown preset 'quikc'; did you mean 'quick'?"),
-        ("03_run_batch", "gird = 'grid.toml'", "unknown parameter 'gird'; did you mean 'grid'?"),
-        ("04_compare_runs", "run = 'x'", "unknown parameter 'run'; did you mean 'runs'?"),
-        ("05_expert_q_values", "temprature = 1.0", "unknown parameter 'temprature'; did you mean 'temperature'?"),
-        ("06_uncertain_frames", "export = 'x'", "unknown parameter 'export'; did you mean 'exports'?"),
-        ("07_entropy_versus_bald", "colour = 'regret'", "unknown parameter 'colour'; did you mean 'color'?"),
-        ("08_benchmark", "repeat = 1", "unknown parameter 'repeat'; did you mean 'repeats'?"),
+        ("01_train_expert", {"gamma_": 0.9}, "unknown parameter 'gamma_'; did you mean 'gamma'?"),
+        ("02_run_experiment", {"aquisition": "bald"}, "unknown parameter 'aquisition'; did you mean 'acquisition'?"),
+        ("02_run_experiment", {"preset": "quikc"}, "unknown preset 'quikc'; did you mean 'quick'?"),
+        ("03_run_batch", {"gird": "grid.toml"}, "unknown parameter 'gird'; did you mean 'grid'?"),
+        ("04_compare_runs", {"run": "x"}, "unknown parameter 'run'; did you mean 'runs'?"),
+        ("05_expert_q_values", {"temprature": 1.0}, "unknown parameter 'temprature'; did you mean 'temperature'?"),
+        ("06_uncertain_frames", {"export": "x"}, "unknown parameter 'export'; did you mean 'exports'?"),
+        ("07_entropy_versus_bald", {"colour": "regret"}, "unknown parameter 'colour'; did you mean 'color'?"),
+        ("08_benchmark", {"repeat": 1}, "unknown parameter 'repeat'; did you mean 'repeats'?"),
     ],
 )
 def test_mistyped_parameters_are_named(name, given, message):
-    source = next(path for path in NOTEBOOKS if path.stem == name)
-    code = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
-    cells = [code[0], f"# Parameters\n{given}\n", code[1]]  # as papermill injects it
-    namespace = {"In": cells}
-    for cell in cells[:2]:
-        exec(cell, namespace)
     with pytest.raises(aamlib.ConfigError, match=re.escape(message)):
-        exec(cells[2], namespace)
+        run_cells(name, 2, **given)
 
 
 def test_runs_stand_beside_each_other_though_one_has_no_score_of_ones_own_function(tmp_path):
@@ -143,15 +152,9 @@ def test_runs_stand_beside_each_other_though_one_has_no_score_of_ones_own_functi
     for path in (tmp_path / "own" / "selections").iterdir():
         table = pd.read_parquet(path)
         table.assign(**{"score_margin:margin": table["score_bald"]}).to_parquet(path)
-    source = next(path for path in NOTEBOOKS if path.stem == "06_uncertain_frames")
-    code = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
-    namespace = {}
-    exec(code[0], namespace)
-    namespace |= {"runs": str(tmp_path), "run": "own", "sort": "score_margin:margin"}
-    for cell in code[1:3]:
-        exec(cell, namespace)
-    assert (namespace["view"].sort, namespace["right"].run) == ("score_margin:margin", "plain")
-    assert namespace["right"].sort == "score_bald"
+    left = run_cells("06_uncertain_frames", 3, runs=str(tmp_path), run="own", sort="score_margin:margin")
+    assert (left["view"].sort, left["right"].run) == ("score_margin:margin", "plain")
+    assert left["right"].sort == "score_bald"
 
 
 @pytest.mark.slow
