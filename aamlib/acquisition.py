@@ -16,6 +16,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -74,7 +75,7 @@ def bald(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = 
     """
     log_policies = _log_policies(logits, min_samples=2)
     policies = log_policies.exp()
-    negative_aleatoric = log_policies.mul_(policies).sum(dim=(0, 1)) / logits.shape[1]
+    negative_aleatoric = (policies * log_policies).sum(dim=(0, 1)) / logits.shape[1]
     return (_total(policies) + negative_aleatoric).clamp_min(0)
 
 
@@ -163,12 +164,22 @@ def _source_hash(function: Acquisition, found_in: str) -> str | None:
         return None
 
 
-def check_acquisition(name: str, n_samples: int, n_actions: int) -> None:
+def scores_of(acquisition: Acquisition, logits: Float[Tensor, "N T A"], generator: torch.Generator) -> Any:
+    """The function's scores, (N,), without gradient; its products are float32's, whatever precision is set around.
+
+    What is no tensor is returned as it is: a user's own function may return anything.
+    """
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        scores = acquisition(logits, generator=generator)
+    return scores.detach() if isinstance(scores, Tensor) else scores
+
+
+def check_acquisition(name: str, n_samples: int, n_actions: int, device: str = "cpu") -> None:
     """Try the function on a few random logits. Raises ConfigError if it fails, or does not return finite scores."""
     logits = torch.randn(4, n_samples, n_actions, generator=torch.Generator().manual_seed(0))
     logits[2:] *= 200  # policies so sharp that some of their probabilities are 0
     try:
-        scores = find_acquisition(name)(logits, generator=torch.Generator().manual_seed(0))
+        scores = scores_of(find_acquisition(name), logits.to(device), torch.Generator().manual_seed(0))
     except ConfigError:
         raise
     except Exception as error:  # of a user's own function, which may raise anything

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,17 @@ Policy = Callable[[UInt8[Tensor, "N 4 84 84"]], Float[Tensor, "N A"]]
 # Of the last games played, by game and max_frames, for the next ones: to make one takes as long as hundreds of steps.
 _idle_emulators: dict[tuple[str, int], list[AtariVectorEnv]] = {}
 atexit.register(_idle_emulators.clear)  # or ale-py reports them as leaks
+_parents_emulators: list[list[AtariVectorEnv]] = []
+
+
+def _leave_to_parent() -> None:
+    """A forked process has not their threads, for which to use them, or end them, it would wait for ever."""
+    _parents_emulators.extend(_idle_emulators.values())
+    _idle_emulators.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def make_envs(

@@ -39,7 +39,10 @@ def select_runs(metrics: pd.DataFrame, condition: str) -> pd.DataFrame:
     """
     newest = _newest(metrics)
     try:
-        chosen = newest.query(condition)["run"]
+        meets = newest.eval(condition)
+        if not isinstance(meets, pd.Series) or meets.dtype != bool:  # numbers would be taken as those of rows
+            raise TypeError("it is neither true nor false of a run")
+        chosen = newest.loc[meets, "run"]
     except Exception as error:  # pandas raises nearly anything for what is no condition
         raise RunFolderError(
             f"select = {condition!r} is no condition on runs ({first_line(error)}); give one on settings and "
@@ -294,10 +297,10 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     judged = curves.groupby("run")["normalised"].transform("count") > 0
     curves = (curves[judged] if judged.any() else curves).reset_index(drop=True)
     until, smoothed = to_common_end(curves), ["smoothed", "smoothed_noise", "normalised"]
-    area, reached = areas(curves), thresholds(until)
     # Where a longer run is cut, its smoothed score counts an evaluation beyond the end.
     beyond = ~until.duplicated("run", keep="last") & curves.duplicated("run", keep="last")[until.index]
-    ends = until.assign(**until[smoothed].mask(beyond)).groupby("run").last().groupby(TREATMENT)
+    until = until.assign(**until[smoothed].mask(beyond))
+    area, reached, ends = areas(curves), thresholds(until), until.groupby("run").last().groupby(TREATMENT)
     table = ends.size().to_frame("seeds")
     table = table.join(ends[list(AREA_OVER)].mean().astype(int))
     table = table.join(ends[["smoothed", "normalised"]].agg(iqm)).join(ends["smoothed_noise"].agg(_noise))

@@ -205,7 +205,7 @@ class ExperimentConfig(Config):
     temperature: float = setting(0.1, "tau of softmax(Q / tau), expert's and student's", above=0)
     batch_size: int = setting(32, "states per gradient step", minimum=1)
     learning_rate: float = setting(6.25e-5, "Adam's rate", above=0)
-    adam_epsilon: float = setting(1.5e-4, "Adam's epsilon", above=0)
+    adam_epsilon: float = setting(1.5e-4, "Adam's epsilon", minimum=1e-8)
     evaluate_every: int = setting(
         50_000, "agent steps between evaluations, made at a round's end; the run's end has one too", minimum=1
     )

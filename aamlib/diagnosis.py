@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aamlib.acquisition import ACQUISITIONS, find_acquisition
+from aamlib.acquisition import ACQUISITIONS, find_acquisition, scores_of
 from aamlib.atari import sample_states
 from aamlib.config import ExperimentConfig
 from aamlib.experts import fingerprint, label
@@ -124,7 +124,7 @@ def record_selection(
         q = torch.cat([student.q_samples(states, heads=heads, trunk=trunk).cpu() for states in batches])  # (N, T, A)
         logits = q / config.temperature
         scores = {
-            f"score_{name}": function(logits, generator=generator).numpy().astype(np.float32)
+            f"score_{name}": scores_of(function, logits, generator).float().numpy()
             for name, function in functions.items()
         }
         kept = range(min(n_stacks, len(ids)))

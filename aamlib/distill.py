@@ -82,7 +82,7 @@ class Distillation:
         self.states: np.ndarray  # (E, 4, 84, 84), what the environments show
         self.started: np.ndarray  # (E,), whether that is a game's first state
         n_actions = check_fits(self.expert, config.game, expert_name)
-        check_acquisition(config.acquisition, config.n_samples, n_actions)
+        check_acquisition(config.acquisition, config.n_samples, n_actions, config.device)
         self.envs = make_envs(config.game, config.n_envs, max_frames=config.max_game_frames)
         torch.manual_seed(config.seed)
         self.student = MCDropoutDQN(n_actions, dropout=config.dropout).to(config.device)
@@ -201,8 +201,8 @@ class Distillation:
         return labels
 
     def expert_q(self, ids: Int64[Tensor, " M"]) -> Float[Tensor, "M A"]:
-        """The expert's Q-values of states in the pool; one that is not ours need not know blocks."""
-        read = self.pool.read_blocks if isinstance(self.expert, NatureDQN) else self.pool.read
+        """The expert's Q-values of states in the pool; one that is not ours, or changes ours, need not know blocks."""
+        read = self.pool.read_blocks if type(self.expert) in (NatureDQN, MCDropoutDQN) else self.pool.read
         batches = ids.split(FORWARD_BATCH)
         return torch.cat([label(self.expert, read(batch), self.config.device) for batch in batches])
 

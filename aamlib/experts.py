@@ -213,10 +213,17 @@ def check_fits(expert: nn.Module, game: str, name: str) -> int:
 def label(expert: nn.Module, states: UInt8[Tensor, "N C H W"], device: str = "cpu") -> Float[Tensor, "N A"]:
     """The expert's Q-values of many states, in batches; float32 on the CPU, whatever precision is set around.
 
-    `states` are stacks (N, 4, 84, 84), or for a NatureDQN also their blocks.
+    `states` are stacks (N, 4, 84, 84), or for a NatureDQN also their blocks. Raises ExpertError for Q-values that are
+    not finite: a student could not learn from them.
     """
     with reduced_precision("float32", device):
-        return torch.cat([expert(batch.to(device)).cpu() for batch in states.split(FORWARD_BATCH)])
+        q_values = torch.cat([expert(batch.to(device)).cpu() for batch in states.split(FORWARD_BATCH)])
+    if n_bad := int((~q_values.isfinite().all(dim=1)).sum()):
+        raise ExpertError(
+            f"the expert's Q-values of {n_bad} among {len(states)} states are not finite; mend it, or give another "
+            "expert (an action that is never to be taken has a low Q-value, not -inf)."
+        )
+    return q_values
 
 
 def fingerprint(expert: nn.Module) -> str:

@@ -5,6 +5,7 @@ the one, a step of the emulator that follows a forward pass 1.3 times for the ot
 """
 
 import ctypes
+import os
 import platform
 
 import torch
@@ -28,3 +29,13 @@ def end_idle_threads() -> None:
     """
     if _pause is not None:
         _pause(OMP_PAUSE_SOFT)
+
+
+def _forget() -> None:
+    """A forked process has none of these threads, and would wait for them for ever."""
+    global _pause
+    _pause = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from aamlib.acquisition import ACQUISITIONS, find_acquisition
+from aamlib.acquisition import ACQUISITIONS, find_acquisition, scores_of
 from aamlib.config import ExperimentConfig
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, bfloat16_works, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
@@ -68,7 +68,7 @@ def score_pool(
         batch_size = max(1, batch_size // pool.n_envs) * pool.n_envs  # whole steps are read faster
         for kept, batch in zip(scores.split(batch_size), ids[positions].split(batch_size), strict=True):
             q = student.q_samples(pool.read_blocks(batch).to(config.device), heads=heads, trunk=trunk)  # (N, T, A)
-            kept.copy_(acquisition(q / config.temperature, generator=generator))
+            kept.copy_(scores_of(acquisition, q / config.temperature, generator))
         return scores
 
     def exact(positions: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:

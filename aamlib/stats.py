@@ -54,8 +54,9 @@ def mean_height(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], start: f
     if not (len(x) and x[0] <= start < end <= x[-1]):
         return np.nan
     inside = (x > start) & (x < end)
-    grid = np.concatenate([[start], x[inside], [end]])
-    return float(np.trapezoid(np.interp(grid, x, y), grid) / (end - start))
+    first, last = np.interp([start, end], x, y)
+    heights = np.concatenate([[first], y[inside], [last]])
+    return float(np.trapezoid(heights, np.concatenate([[start], x[inside], [end]])) / (end - start))
 
 
 def n_trimmed(n: int) -> int:

@@ -21,12 +21,14 @@ from aamlib.acquisition import (
     entropy,
     find_acquisition,
     random,
+    scores_of,
     source_hash,
     variation_ratio,
 )
 from aamlib.config import ConfigError
 
 UNCERTAINTIES = [entropy, bald, variation_ratio]
+LOGITS = torch.randn(5, 10, 6, generator=torch.Generator().manual_seed(0))
 
 shapes = st.tuples(st.integers(1, 4), st.integers(2, 7), st.integers(2, 6))  # N, T, A
 values = st.integers(-40, 40).map(lambda quarters: quarters / 4) | st.sampled_from([-1e4, 1e4])  # exact in binary
@@ -369,3 +371,31 @@ def test_function_that_makes_no_scores_is_refused(tmp_path, monkeypatch, signatu
     (tmp_path / "no_scores.py").write_text(f"def function({signature}):\n    return {body}\n")
     with pytest.raises(ConfigError, match=f"acquisition 'no_scores:function' .*{reason}"):
         check_acquisition("no_scores:function", n_samples=2, n_actions=3)
+
+
+def overlap(logits, *, generator=None):
+    policies = logits.softmax(dim=2)
+    return -(policies @ policies.transpose(1, 2)).mean(dim=(1, 2))
+
+
+def test_a_functions_own_products_are_float32s_within_a_run_in_bfloat16():
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = scores_of(overlap, LOGITS, seeded(0))
+    assert torch.equal(scores, overlap(LOGITS))
+    assert scores.dtype == torch.float32
+
+
+def test_a_function_may_have_weights():
+    layer = torch.nn.Linear(6, 1)
+
+    def learned(logits, *, generator=None):
+        return layer(logits.mean(dim=1)).squeeze(1)
+
+    assert not scores_of(learned, LOGITS, seeded(0)).requires_grad
+
+
+@pytest.mark.parametrize("function", [entropy, bald])
+def test_uncertainty_can_be_differentiated(function):
+    logits = LOGITS.clone().requires_grad_()
+    function(logits).sum().backward()
+    assert logits.grad.abs().sum() > 0

@@ -1,6 +1,9 @@
 """Games and their evaluation: scripted games whose scores can be counted, then the emulator itself."""
 
+import os
 import platform
+import subprocess
+import sys
 
 import numpy as np
 import psutil
@@ -226,6 +229,31 @@ def test_threads_of_torch_do_not_keep_the_emulator_from_the_processors():
     assert process.num_threads() == before
     assert torch.equal(product(), first)
     envs.close()
+
+
+FORKED = """
+import os, torch
+import numpy as np
+from aamlib.atari import evaluate, make_envs
+policy = lambda states: torch.zeros(len(states), 6)
+torch.set_num_threads(2)
+evaluate(policy, "pong", 2, max_frames=100)
+torch.ones(300, 300) @ torch.ones(300, 300)
+child = os.fork()
+if not child:
+    torch.set_num_threads(1)  # as workers of a DataLoader do
+    envs = make_envs("pong", 2, n_threads=1)
+    envs.reset(seed=np.arange(2))
+    envs.step(np.zeros(2, np.int64))
+    os._exit(7 * (len(evaluate(policy, "pong", 2, max_frames=100)) == 2))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_plays_too():
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    assert subprocess.check_output(command, text=True, timeout=60).split()[-1] == "7"
 
 
 def rollout(game, n_steps, **settings):

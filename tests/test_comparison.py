@@ -165,7 +165,7 @@ def test_selection_by_settings_and_by_how_far_a_run_went(tmp_path):
     assert comparison.select_runs(metrics, "seed == 0 and acquisition == 'bald'")["run"].unique() == ["0"]
     with pytest.raises(aamlib.RunFolderError, match="leaves none of the 2 runs"):
         comparison.select_runs(metrics, "seed > 5")
-    for condition in ("sed > 5", "seed >", "(seed > 5", "seed", "seed + 'a'", "seed = 1", "1 / 0"):
+    for condition in ("sed > 5", "seed >", "(seed > 5", "seed + 'a'", "seed = 1", "1 / 0", "2 + 0 * round", "True"):
         with pytest.raises(aamlib.RunFolderError, match=r"is no condition on runs \(.*\); give one on settings"):
             comparison.select_runs(metrics, condition)
 
@@ -267,6 +267,18 @@ def test_a_longer_run_is_judged_at_the_common_end_by_no_evaluation_beyond(tmp_pa
     row = comparison.summary(curves).iloc[0]
     assert row["score"] == pytest.approx((scores.mean() + short) / 2)
     assert row.filter(like="noise").notna().all()
+
+
+def test_how_far_a_longer_run_went_beyond_the_end_changes_no_threshold(tmp_path):
+    scores = np.array([-20, -20, -18, -10, -2, 16, 19, 19, 19])  # of the round's evaluation, one every second round
+    for end in (10, 18):
+        for seed, rounds in enumerate((10, end)):
+            run = write_run(tmp_path / f"{end}" / f"{seed}", rounds=rounds, seed=seed)
+            games = aamlib.Run(run).evaluations
+            games.assign(score=scores[games["round"] // 2 - 1]).to_csv(run / "evaluations.csv", index=False)
+    as_short, as_long = (comparison.summary(curves_of(tmp_path / name)).iloc[0] for name in ("10", "18"))
+    thresholds = [name for name in as_short.index if name.startswith(("labels_to_", "reached_"))]
+    assert as_long[thresholds].to_dict() == as_short[thresholds].to_dict()
 
 
 def test_thresholds_show_runs_that_never_got_there():

@@ -395,6 +395,36 @@ def test_module_that_gives_no_q_values_is_refused(module, reason):
         load_expert(module)
 
 
+class Mirrored(NatureDQN):
+    """Knows stacks alone."""
+
+    def forward(self, states):
+        return super().forward(states.flip(-1))
+
+
+def test_an_expert_made_of_ours_labels_the_stacks_that_it_was_made_for(tiny, tmp_path):
+    expert = Mirrored(6)
+    run = aamlib.distill(dataclasses.replace(tiny, total_steps=320), tmp_path / "run", expert=expert)
+    recorded = run.selection(1).dropna(subset=["frames"])
+    q = expert(torch.from_numpy(np.stack(recorded["frames"].to_list())))
+    np.testing.assert_allclose(np.stack(recorded["expert_q"].to_list()), q.detach(), rtol=1e-4, atol=1e-4)
+
+
+class Doubtful(Bright):
+    """Has no answer for some states."""
+
+    def forward(self, states):
+        q_values = super().forward(states)
+        q_values[states.float().mean(dim=(1, 2, 3)) > 0] = torch.nan
+        return q_values
+
+
+def test_q_values_that_are_not_finite_are_refused_before_anything_is_learnt(tiny, tmp_path):
+    with pytest.raises(ExpertError, match=r"Q-values of \d+ among \d+ states are not finite; mend it"):
+        aamlib.distill(tiny, tmp_path / "run", expert=Doubtful())
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
 def test_module_with_another_number_of_actions_than_it_says_is_refused():
     module = Bright()
     module.n_actions = 4

@@ -43,6 +43,12 @@ def test_mean_height_by_hand():
     x, y = np.array([10.0, 20.0, 40.0]), np.array([0.0, 1.0, 1.0])
     assert stats.mean_height(x, y, 10.0, 40.0) == pytest.approx((5 + 20) / 30)
     assert stats.mean_height(x, y, 15.0, 30.0) == pytest.approx((3.75 + 10) / 15)
+    x, y = np.array([0.0, 1.0, 1.0, 2.0]), np.array([0.0, 0.0, 1.0, 1.0])  # nothing new was asked about meanwhile
+    assert stats.mean_height(x, y, 0.0, 2.0) == pytest.approx(0.5)
+
+
+def test_mean_height_is_nan_outside_of_the_curve():
+    x, y = np.array([10.0, 20.0, 40.0]), np.array([0.0, 1.0, 1.0])
     for start, end in ((5.0, 20.0), (10.0, 41.0), (20.0, 20.0), (np.nan, 20.0)):
         assert np.isnan(stats.mean_height(x, y, start, end))
 
