@@ -80,9 +80,9 @@ class FramePool:
 
     def read_blocks(self, ids: Int64[Tensor, " N"]) -> UInt8[Tensor, "N 64 21 21"]:
         """The same in blocks, as networks take them too; nearly twice as fast for all states of steps in a row."""
-        env, row = self._locate(ids)
         if not self._in_a_row(ids):
             return stack_blocks(self._frames_of(ids))
+        env, row = self._locate(ids)
         rings = self.frames[:-1].view(self.n_envs, self.n_rows, *BLOCKED_FRAME)
         first, last = int(row[0]) - (STACK - 1), int(row[-1]) + 1
         windows = rings[:, first:last].unfold(1, STACK, 1)  # (E, steps, 441, 16, 4), nothing is copied
