@@ -96,10 +96,15 @@ def refine(
     order = rough.argsort(descending=True, stable=True)
     first, last = min(query_size // 2, query_size - _SAMPLE // 2), max(2 * query_size, query_size + _SAMPLE // 2)
     sample = _draw(order[max(0, first) : last], _SAMPLE, generator)
-    margin = (exact(sample) - rough[sample]).abs().quantile(0.99) + 1e-6  # levels that are equal but for rounding
+    refined = rough.clone()
+    refined[sample] = exact(sample)
+    margin = (refined[sample] - rough[sample]).abs().quantile(0.99) + 1e-6  # levels that are equal but for rounding
     is_far = (rough - rough[order[query_size - 1]]).abs() > margin  # NaN is not: its state gets its exact score
+    is_far[sample] = True  # whose scores are exact already
     near = torch.nonzero(~is_far).flatten()
-    return rough.index_copy(0, near, exact(near))
+    if len(near):
+        refined[near] = exact(near)
+    return refined
 
 
 def _draw(positions: Int64[Tensor, " N"], size: int, generator: torch.Generator) -> Int64[Tensor, " M"]:

@@ -157,15 +157,22 @@ def test_refining_chooses_what_exact_scores_choose(query_size):
     asked = []
 
     def look(positions):
-        asked.append(len(positions))
+        assert len(positions) > 0
+        asked.extend(positions.tolist())
         return exact[positions]
 
     refined = refine(rough, look, query_size, seeded(0))
     assert len(chosen(refined, query_size) & chosen(exact, query_size)) >= query_size - max(1, 0.01 * query_size)
     assert len(chosen(refined, query_size) & chosen(exact, query_size)) > agreed
-    assert sum(asked) < 0.2 * len(exact)
+    assert len(set(asked)) == len(asked) < 0.2 * len(exact)
     changed = refined != rough
     assert torch.equal(refined[changed], exact[changed])
+
+
+def test_rough_scores_that_are_exact_are_asked_for_a_sample_alone():
+    scores, asked = torch.linspace(0, 1, 20_000, dtype=torch.float64), []
+    refine(scores, lambda positions: asked.append(len(positions)) or scores[positions], 5, seeded(0))
+    assert asked == [505]
 
 
 def test_scores_that_differ_at_every_call_are_all_taken_from_the_exact_ones():
