@@ -1,9 +1,10 @@
-"""Checkpoints of a run: the student, the rest of its state, and the pool's frames in a compressed segment per save."""
+"""Checkpoints of a run: the student, the rest of its state, and the pool's frames in compressed segments."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from aamlib.files import (
 from aamlib.networks import MCDropoutDQN
 from aamlib.replay import FramePool
 from aamlib.runs import read_config
+
+_STATES_PER_SEGMENT = 10_000  # to write one takes three times its memory
 
 
 def save_checkpoint(
@@ -117,9 +120,11 @@ def _save_pool(folder: Path, pool: FramePool) -> list[Path]:
     oldest_needed = max(0, pool.n_steps - pool.n_rows)
     saved = sorted(path for path in folder.glob("*.zst") if _steps(path)[1] > oldest_needed)
     first_step = max(oldest_needed, _steps(saved[-1])[1] if saved else 0)
-    if first_step < pool.n_steps:
-        path = folder / f"{first_step:09d}-{pool.n_steps:09d}.zst"
-        save_arrays(path, pool.segment(first_step, pool.n_steps))
+    n_steps = math.ceil(_STATES_PER_SEGMENT / pool.n_envs)
+    for first in range(first_step, pool.n_steps, n_steps):
+        last = min(first + n_steps, pool.n_steps)
+        path = folder / f"{first:09d}-{last:09d}.zst"
+        save_arrays(path, pool.segment(first, last))
         saved.append(path)
     return saved
 

@@ -8,7 +8,7 @@
 | evaluations.csv             | one row per evaluated game                                                       |
 | selections/NNNNNN.parquet   | per round: queried and random states with scores, expert's Q-values and frames   |
 | checkpoints/NNNNNN.*        | student (safetensors) and all else that the run needs to go on after round NNNNNN |
-| pool/FIRST-LAST.zst         | frames, one segment per round, dropped when no longer in the pool                |
+| pool/FIRST-LAST.zst         | frames of these steps, dropped when no longer in the pool                        |
 | progress.json               | where the run stands, rewritten each round                                       |
 | run.lock                    | held while a process works on the run                                            |
 | GAME-probe-sets-*.zst       | probe sets, of an expert that is a module or lies where nothing may be written   |

@@ -19,6 +19,7 @@ import aamlib
 from aamlib import checkpoints
 from aamlib.distill import Distillation
 from aamlib.files import file_hash, read_torch, write_torch
+from aamlib.replay import FramePool
 
 pytestmark = pytest.mark.slow
 
@@ -213,6 +214,19 @@ def test_stopped_while_saving_it_tells_the_last_round_that_was_saved(with_settin
     again = aamlib.distill(with_settings(), run.dir)
     assert_every_round_once(again, with_settings())
     assert [path.name for path in (run.dir / "pool").glob(".*")] == [".keep"]
+
+
+def test_frames_are_saved_in_pieces_and_put_together_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_STATES_PER_SEGMENT", 10)
+    random, pool, restored = np.random.default_rng(0), FramePool(60, 3), FramePool(60, 3)
+    for number in (1, 2):
+        for _ in range(9):
+            pool.add(random.integers(256, size=(3, 84, 84), dtype=np.uint8), random.random(3) < 0.2)
+        checkpoints.save_checkpoint(tmp_path, number, {}, {}, pool)
+    lasts = [int(path.stem.split("-")[1]) for path in sorted((tmp_path / "pool").glob("*.zst"))]
+    assert lasts == [4, 8, 9, 13, 17, 18]
+    checkpoints.load_checkpoint(tmp_path, restored)
+    assert torch.equal(restored.read(restored.ids()), pool.read(pool.ids()))
 
 
 @pytest.mark.parametrize("part", ["pt", "safetensors"])
