@@ -208,12 +208,13 @@ def estimates(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     """One row per game, share and function: the seeds' interquartile mean of a measure, with its interval.
 
     Columns game, query_fraction, acquisition, seeds, iqm, low and high (NaN with fewer than `stats.MIN_SEEDS` seeds).
-    Where a function was run on several games with the same share, a further row has all games, equally weighty.
+    Where a function was run on several games with the same share, with so many seeds each, a further row has all games,
+    equally weighty.
     """
     rows = []
     for (game, fraction), functions in _strata(runs, measure).items():
         for acquisition, strata in functions.items():
-            if not _fewest(strata):
+            if _fewest(strata) < (stats.MIN_SEEDS if game == ALL_GAMES else 1):
                 continue
             low, high = stats.interval(stats.iqm, *strata)
             row = {"game": game, "query_fraction": fraction, "acquisition": acquisition, "seeds": _fewest(strata)}

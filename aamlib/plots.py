@@ -120,12 +120,19 @@ def plot_curves(
     return _finish(ax, x)
 
 
-def plot_shares(curves: pd.DataFrame, *, x: str = "labels_used", ax: Axes | None = None) -> Axes:
-    """Normalised score of one function, a line or band per share of the pool; x on a log scale."""
+def plot_shares(
+    curves: pd.DataFrame, *, shares: Iterable[float] = (), x: str = "labels_used", ax: Axes | None = None
+) -> Axes:
+    """Normalised score of one function, a line or band per share of the pool; x on a log scale.
+
+    `shares`: those in the plots beside it, where they are to have the same colours.
+    """
     ax = ax or plt.gca()
-    for share, rows in curves.groupby("query_fraction"):
-        color = plt.get_cmap("viridis")(0.9 - 0.9 * float(share) ** 0.4)  # type: ignore[arg-type]
-        _draw_runs(ax, rows, x, "normalised", percent(float(share)), color=color)  # type: ignore[arg-type]
+    all_shares = sorted({*curves["query_fraction"], *shares}, reverse=True)
+    colors = dict(zip(all_shares, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(all_shares))), strict=True))
+    for share in sorted(set(curves["query_fraction"])):
+        rows = curves[curves["query_fraction"] == share]
+        _draw_runs(ax, rows, x, "normalised", percent(share), color=colors[share])
     ax.set(ylabel=LABELS["normalised"])
     ax.set_xscale("log")
     _finish(ax, x)
@@ -187,7 +194,7 @@ def plot_asked(rounds: pd.DataFrame, column: str, *, ax: Axes | None = None) -> 
 
 
 def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Labels (or steps) at which each run first reached a threshold, all shares and functions of a game in one plot.
+    """Labels (or steps, on a log scale) at which runs first reached a threshold, all shares and functions of a game.
 
     `thresholds`: as `aamlib.comparison.thresholds`, of one game, threshold and x. A bar is the interval between two
     evaluations, dotted before the first; an arrow starts where a curve ended without reaching the threshold.
@@ -202,10 +209,10 @@ def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes
             if np.isfinite(by):
                 ax.plot([after, by], [y, y], "-" if after else ":", color=color, linewidth=3, solid_capstyle="butt")
             else:
-                ax.plot(after, y, marker=">", color=color, markerfacecolor="none", markersize=6)
+                ax.plot(after, y, marker=">", color=color, markerfacecolor="none", markersize=6, zorder=1)
     ax.set_xlabel(LABELS[str(thresholds["x"].iloc[0])])
-    _show(ax, 0.0)
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set_xscale("log")
+    _log_ticks(ax.xaxis, EngFormatter(sep=""))
     return ax
 
 

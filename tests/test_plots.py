@@ -105,8 +105,11 @@ def test_each_share_is_a_line_of_its_colour(ax, curves):
     larger = own.assign(query_fraction=0.4, run=own["run"] + "-40")
     plots.plot_shares(pd.concat([own, larger]), ax=ax)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["10 %, 2 seeds", "40 %, 2 seeds"]
-    assert len({str(line.get_color()) for line in ax.get_lines()}) == 2
+    colors = [line.get_color() for line in ax.get_lines()]
+    assert len({str(color) for color in colors}) == 2
     assert ax.get_xscale() == "log"
+    plots.plot_shares(larger, shares=[0.1], ax=ax)
+    np.testing.assert_array_equal(ax.get_lines()[-1].get_color(), colors[-1])
 
 
 def test_whole_pool_is_a_reference_that_does_not_widen_the_axis(ax, curves):
@@ -134,7 +137,7 @@ def test_panels_that_share_an_axis_show_all_of_their_thresholds():
     for ax, by in zip(axes, (20.0, 90.0), strict=True):
         table = {"acquisition": "bald", "query_fraction": 0.1, "after": by - 10, "by": by, "x": "labels_used"}
         plots.plot_thresholds(pd.DataFrame([table]), ax=ax)
-    assert axes[0].get_xlim()[0] <= 0 < 90 <= axes[0].get_xlim()[1]
+    assert axes[0].get_xlim()[0] <= 10 < 90 <= axes[0].get_xlim()[1]
     plt.close(figure)
 
 
