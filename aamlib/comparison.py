@@ -228,11 +228,11 @@ def improvements(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     Of each pair, `better` is the function with the higher probability. Columns game, query_fraction, better, than,
     seeds (the smaller number), probability, low, high, p (`stats.permutation_p`, corrected by `stats.holm`) and
     verdict: "better" if p is below 0.05, else "undecided". Pairs with fewer than `stats.MIN_SEEDS` seeds are left out:
-    nothing can be claimed of them. But p is corrected for all pairs of functions that were run on the game and share:
-    so no claim is taken back because others get their seeds. Of four functions five seeds are just enough for a claim
-    (p of at least 6 · 2/252), of five it takes six. The interval does not decide: of two equal functions with five
-    seeds each, it lies beside one half once in ten times. It is NaN where every run is above every one of the other's,
-    for no resample tells how seldom that could fail.
+    nothing can be claimed of them. But p is corrected for all pairs of functions with an evaluation on the game and
+    share: so no claim is taken back because others get their seeds. Of four functions five seeds are just enough for a
+    claim (p of at least 6 · 2/252), of five it takes six. The interval does not decide: of two equal functions with
+    five seeds each, it lies beside one half once in ten times. It is NaN where every run is above every one of the
+    other's, for no resample tells how seldom that could fail.
     """
     rows: list[dict[str, Any]] = []
     for (game, fraction), functions in _strata(runs, measure).items():
@@ -328,8 +328,8 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def iqm(values: pd.Series) -> float:
-    """The interquartile mean of a column: `stats.iqm`."""
-    return float(stats.iqm(values.to_numpy(float)))
+    """The interquartile mean of a column's known values: `stats.iqm`."""
+    return float(stats.iqm(values.dropna().to_numpy(float)))
 
 
 def _noise(of_runs: pd.Series) -> float:

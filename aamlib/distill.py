@@ -316,13 +316,14 @@ class Distillation:
             self.metrics, self.evaluations = saved["metrics"], saved["evaluations"]
             self.n_saved = len(self.metrics)
             self.resumed = True
+        self.probes = load_probes(self.probes_dir, self.expert, self.config, spare=self.run_dir)
         write_json(self.run_dir / "config.json", self.config.asdict())  # not before it is sure that the run can go on
         self.precision, self.use_int8 = way_to_compute(self.config, read_starts(self.run_dir))
-        record_start(
-            self.run_dir, threads=torch.get_num_threads(), round=self.round, **hashes,
-            precision=self.precision, int8=self.use_int8,
-        )  # fmt: skip
-        self.probes = load_probes(self.probes_dir, self.expert, self.config, spare=self.run_dir)
+        if not self.is_over:
+            record_start(
+                self.run_dir, threads=torch.get_num_threads(), round=self.round, **hashes,
+                precision=self.precision, int8=self.use_int8,
+            )  # fmt: skip
         self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, f"games {self.round}", self.config.n_envs))
         self.started = np.ones(self.config.n_envs, dtype=bool)
 

@@ -208,8 +208,9 @@ def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes
             y = places[treatment] + offset
             if np.isfinite(by):
                 ax.plot([after, by], [y, y], "-" if after else ":", color=color, linewidth=3, solid_capstyle="butt")
-            else:
-                ax.plot(after, y, marker=">", color=color, markerfacecolor="none", markersize=6, zorder=1)
+            else:  # at the left edge where a run has no mean yet: a log scale has no 0
+                place = ax.transData if after else ax.get_yaxis_transform()
+                ax.plot(after, y, ">", color=color, markerfacecolor="none", markersize=6, zorder=1, transform=place)
     ax.set_xlabel(LABELS[str(thresholds["x"].iloc[0])])
     ax.set_xscale("log")
     _log_ticks(ax.xaxis, EngFormatter(sep=""))

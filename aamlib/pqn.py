@@ -78,10 +78,11 @@ def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     ConfigError, ExpertError
         A setting that cannot be used; config.json has not been written then.
     RunFolderError
-        The folder is in use, belongs to another configuration (only `total_steps` may be raised), or cannot be written.
+        The folder is in use, belongs to another configuration, or cannot be written. (A higher `total_steps` is
+        another one, in which rate and exploration fall more slowly; for more steps go on by `start_from`.)
     """
     with torch.random.fork_rng(devices=[]), lock_run(run_dir) as run_dir:
-        check_settings(run_dir, config.asdict())
+        check_settings(run_dir, config.asdict(), may_raise=())
         training = Training(config, run_dir)
         write_json(run_dir / "config.json", config.asdict())
         return training.run()

@@ -30,7 +30,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +87,17 @@ ENDED = ("finished", "label budget used")  # states of a run that has nothing le
 MAY_RAISE = ("total_steps", "label_budget")  # settings with which a run goes on when they are higher than before
 
 
-def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(run_dir: Path, settings: Mapping[str, Any], may_raise: Sequence[str] = MAY_RAISE) -> None:
     """Raise RunFolderError, naming each setting that differs, if the folder was made with settings other than these.
 
-    Those in `MAY_RAISE` may be higher than before; None is no limit. A run may go on on another device, and with its
+    Those in `may_raise` may be higher than before; None is no limit. A run may go on on another device, and with its
     expert by another name or in another folder: whether it is the same, its weights tell (see `distill`).
     """
     if not (run_dir / "config.json").exists():
         return
 
     def raised(name: str) -> bool:
-        limited = name in MAY_RAISE and name in settings and before.get(name) is not None
+        limited = name in may_raise and name in settings and before.get(name) is not None
         return limited and (settings[name] is None or settings[name] > before[name])
 
     before = read_config(run_dir)
@@ -107,9 +107,11 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
         if name not in ("device", "expert") and settings.get(name) != before.get(name) and not raised(name)
     ]
     if differing:
-        free = ", ".join(name for name in MAY_RAISE if name in settings)
-        raise RunFolderError(f"{run_dir} belongs to another configuration: {', '.join(differing)}; give the folder's "
-                             f"own settings (only {free} may be raised) or choose another folder.")  # fmt: skip
+        free = " and ".join(name for name in may_raise if name in settings)
+        raise RunFolderError(
+            f"{run_dir} belongs to another configuration: {', '.join(differing)}; give the folder's own settings"
+            f"{f' (only {free} may be raised)' if free else ''} or choose another folder."
+        )
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:

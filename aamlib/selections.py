@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from aamlib.files import DATA_DIR, RunFolderError, not_hidden
 from aamlib.runs import Run
@@ -43,9 +44,8 @@ def score_names(selection: pd.DataFrame) -> list[str]:
 
 def label_entropy(q_values: np.ndarray, temperature: float) -> np.ndarray:
     """Entropy of softmax(Q / temperature), nats, (N,), of Q-values (N, A); between 0 and ln A."""
-    logits = (q_values - q_values.max(axis=1, keepdims=True)).astype(np.float64) / temperature
-    log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return -(np.exp(logits - log_sum) * (logits - log_sum)).sum(axis=1)
+    logits = torch.tensor(q_values, dtype=torch.float64) / temperature
+    return torch.special.entr(logits.softmax(dim=1)).sum(dim=1).numpy()
 
 
 def describe_q(q_values: np.ndarray, temperature: float) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 MIN_SEEDS = 5  # fewer carry no interval
@@ -54,7 +55,7 @@ def mean_height(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], start: f
     if not (len(x) and x[0] <= start < end <= x[-1]):
         return np.nan
     inside = (x > start) & (x < end)
-    first, last = np.interp([start, end], x, y)
+    first, last = np.interp(start, x, y), np.interp(-end, -x[::-1], y[::-1])  # where x stands still, from within
     heights = np.concatenate([[first], y[inside], [last]])
     return float(np.trapezoid(heights, np.concatenate([[start], x[inside], [end]])) / (end - start))
 
@@ -97,16 +98,18 @@ def permutation_p(x: Sequence[np.ndarray], y: Sequence[np.ndarray], seed: int = 
     smaller differences go unnoticed, but false ones are not more frequent.
     """
     orders = _exchanges([(len(of_x), len(of_y)) for of_x, of_y in zip(x, y, strict=True)], np.random.default_rng(seed))
-    runs = [np.concatenate(pair)[order] for *pair, order in zip(x, y, orders, strict=True)]  # (ways, n + m)
-    xs = [values[:, : len(of_x)] for values, of_x in zip(runs, x, strict=True)]
-    ys = [values[:, len(of_x) :] for values, of_x in zip(runs, x, strict=True)]
-    distances = np.abs(probability_of_improvement(xs, ys) - 0.5)
-    observed = np.abs(probability_of_improvement(x, y) - 0.5)
-    return float(np.mean(distances >= observed - 1e-9))
+    probabilities = []
+    for of_x, of_y, order in zip(x, y, orders, strict=True):
+        n, m = len(of_x), len(of_y)
+        ranks = pd.Series(np.concatenate([of_x, of_y])).rank().to_numpy()
+        rank_sums = ranks[order[:, :n]].sum(axis=1)  # (ways,)
+        probabilities.append((rank_sums - n * (n + 1) / 2) / (n * m))
+    distances = np.abs(np.mean(probabilities, axis=0) - 0.5)
+    return float(np.mean(distances >= distances[0] - 1e-9))  # the first way is the observed one
 
 
 def _exchanges(sizes: list[tuple[int, int]], rng: np.random.Generator) -> list[np.ndarray]:
-    """Ways to exchange n and m runs: per game an order of the n + m, int (ways, n + m), of which n are X's."""
+    """Ways to exchange n and m runs, the observed first: per game an order of the n + m, int (ways, n + m), n X's."""
     if math.prod(math.comb(n + m, n) for n, m in sizes) <= PERMUTATIONS:
         every = [
             [(*kept, *sorted({*range(n + m)} - {*kept})) for kept in itertools.combinations(range(n + m), n)]

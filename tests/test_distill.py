@@ -20,6 +20,7 @@ from aamlib import checkpoints
 from aamlib.distill import Distillation
 from aamlib.files import file_hash, read_torch, write_torch
 from aamlib.replay import FramePool
+from aamlib.starts import read_starts
 
 pytestmark = pytest.mark.slow
 
@@ -348,6 +349,7 @@ def test_a_finished_run_goes_on_when_its_horizon_is_raised_and_else_stays(with_s
     (tmp_path / "run" / "metrics.csv").unlink()
     pd.testing.assert_frame_equal(aamlib.distill(with_settings(total_steps=480), tmp_path / "run").metrics, metrics)
     assert checkpoint.stat().st_mtime_ns == written, "the only checkpoint is not put at risk for nothing"
+    assert [start["round"] for start in read_starts(short.dir)] == [0], "nothing was computed"
     config = with_settings(total_steps=800)
     assert_every_round_once(aamlib.distill(config, tmp_path / "run"), config)
 

@@ -121,14 +121,21 @@ def test_whole_pool_is_a_reference_that_does_not_widen_the_axis(ax, curves):
 
 def test_runs_that_never_reached_a_threshold_are_shown_where_they_ended(ax):
     table = pd.DataFrame(
-        [("bald", 0.1, 10.0, 20.0), ("bald", 0.1, 30.0, np.inf), ("random", 0.4, 5.0, 50.0)],
+        [
+            ("bald", 0.1, 10.0, 20.0),
+            ("bald", 0.1, 30.0, np.inf),
+            ("random", 0.4, 5.0, 50.0),
+            ("random", 0.4, 0.0, np.inf),
+        ],
         columns=["acquisition", "query_fraction", "after", "by"],
     ).assign(x="labels_used", threshold=0.5)
     plots.plot_thresholds(table, ax=ax)
-    reached, censored, other = ax.get_lines()
+    reached, censored, other, without_mean = ax.get_lines()
     assert reached.get_xdata().tolist() == [10, 20]
     assert (list(censored.get_xdata()), censored.get_marker()) == ([30], ">")
     assert other.get_xdata().tolist() == [5, 50]
+    shown = ax.transAxes.inverted().transform(without_mean.get_transform().transform(without_mean.get_xydata()))
+    assert shown[0, 0] == pytest.approx(0), "at the left edge"
     assert [label.get_text() for label in ax.get_yticklabels()] == ["BALD, 10 %", "random, 40 %"]
 
 

@@ -99,6 +99,8 @@ def test_another_configuration_or_a_damaged_checkpoint_is_refused(small, trained
     folder = shutil.copytree(trained[1], tmp_path / "copy")
     with pytest.raises(aamlib.RunFolderError, match=r"gamma = 0\.9 \(the folder has 0\.99\)"):
         aamlib.train_expert(dataclasses.replace(small, gamma=0.9), folder)
+    with pytest.raises(aamlib.RunFolderError, match="total_steps = 1024 .*; give the folder's own settings or choose"):
+        aamlib.train_expert(dataclasses.replace(small, total_steps=1024), folder)
     with pytest.raises(aamlib.ExpertError, match="no expert 'pnog'"):
         aamlib.train_expert(dataclasses.replace(small, start_from="pnog"), tmp_path / "new")
     with pytest.raises(aamlib.ExpertError, match=r"for breakout \(4 actions\) cannot start from 'pong'"):

@@ -45,6 +45,7 @@ def test_mean_height_by_hand():
     assert stats.mean_height(x, y, 15.0, 30.0) == pytest.approx((3.75 + 10) / 15)
     x, y = np.array([0.0, 1.0, 1.0, 2.0]), np.array([0.0, 0.0, 1.0, 1.0])  # nothing new was asked about meanwhile
     assert stats.mean_height(x, y, 0.0, 2.0) == pytest.approx(0.5)
+    assert stats.mean_height(x, y, 0.0, 1.0) == stats.mean_height(x, -y, 0.0, 1.0) == 0
 
 
 def test_mean_height_is_nan_outside_of_the_curve():
@@ -105,6 +106,11 @@ def test_permutation_p_of_more_ways_than_can_be_tried():
     x, y = rng.normal(size=10), rng.normal(loc=0.8, size=10)  # 184,756 ways
     exact = mannwhitneyu(x, y, method="exact").pvalue
     assert stats.permutation_p([x], [y]) == pytest.approx(exact, rel=0.05)
+
+
+def test_permutation_p_of_runs_that_are_equal_by_hand():
+    """Of the six ways to exchange them, but where each has one of the equal two, all are as far from one half."""
+    assert stats.permutation_p([np.array([1.0, 2.0])], [np.array([2.0, 3.0])]) == pytest.approx(4 / 6)
 
 
 def test_holm_by_hand():

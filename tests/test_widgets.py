@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 
 import matplotlib
 import nbformat
@@ -258,7 +259,8 @@ def test_no_state_left_is_said_and_not_exported(runs, tmp_path):
 def test_the_exported_gif_and_table_are_what_is_shown(runs, tmp_path):
     view = SelectionView(runs, "pong-bald", folder=tmp_path / "new")
     gif, table = view.export()
-    assert gif.name == f"pong-bald-on-40-percent-seed-0-round-{view.round}-queried-by-score_bald.gif"
+    name = f"pong-bald-on-40-percent-seed-0-round-{view.round}-queried-by-score_bald-"
+    assert gif.name.removesuffix(".gif")[:-6] == name
     rows = pd.read_csv(table)
     assert rows["state_id"].tolist() == view.shown["state_id"].tolist()
     assert set(rows["run"]) == {"pong-bald"}
@@ -269,6 +271,14 @@ def test_the_exported_gif_and_table_are_what_is_shown(runs, tmp_path):
         np.testing.assert_array_equal(tile, view.shown["frames"].iloc[10][2])
 
 
+def test_a_game_that_the_list_does_not_offer_can_be_set_from_code(view):
+    game = controls(view.panel, "aam-game")
+    view.game = "ms_pacman"
+    assert (view.game, game.value) == ("ms_pacman", None)
+    view.game = "breakout"
+    assert game.value == "breakout"
+
+
 def test_another_selection_never_takes_the_place_of_an_exported_one(runs, tmp_path):
     view = SelectionView(runs, "pong-bald", folder=tmp_path)
     settings = {"round": view.rounds[0], "kind": "random", "sort": "q_gap", "descending": False, "gaps": (0.0, 1.0),
@@ -277,7 +287,9 @@ def test_another_selection_never_takes_the_place_of_an_exported_one(runs, tmp_pa
     for trait, value in settings.items():
         setattr(view, trait, value)
         written.append(view.export())
-    assert len(set(written)) == 9
+    namesake = shutil.copytree(runs["pong-bald"].dir, tmp_path.parent / f"{tmp_path.name}-runs" / "pong-bald")
+    written.append(SelectionView({"pong-bald": aamlib.Run(namesake)}, folder=tmp_path).export())
+    assert len(set(written)) == 10
     assert {path for pair in written for path in pair} == set(tmp_path.iterdir())
 
 

@@ -83,8 +83,7 @@ class View(traitlets.HasTraits):
         """
 
         def show(_: Any = None) -> None:
-            with self.showing():
-                widget.value = getattr(self, trait)
+            self._show(trait, widget)
 
         show()
         self.follow(trait, widget)
@@ -107,10 +106,16 @@ class View(traitlets.HasTraits):
             if not self._showing:
                 with self.telling():
                     self.set_trait(trait, change.new)
-                with self.showing():
-                    widget.value = getattr(self, trait)
+                self._show(trait, widget)
 
         widget.observe(take, "value")
+
+    def _show(self, trait: str, widget: ipywidgets.Widget) -> None:
+        with self.showing():
+            try:
+                widget.value = getattr(self, trait)
+            except traitlets.TraitError:  # a list that does not offer what was set from code
+                widget.value = None
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from pathlib import Path
@@ -147,13 +148,14 @@ class SelectionView(RoundView):
         return gif, gif.with_suffix(".csv")
 
     def export_name(self) -> str:
-        """Run, round, kind, order and filters, as the name of a GIF."""
+        """Run, round, kind, order and filters, as the name of a GIF; and in six digits the run's folder."""
         low, high = self.gaps
         words = [
             self.title(), self.kind, f"by {self.sort}", "" if self.descending else "ascending",
             "" if (low, high) == (0, math.inf) else f"q_gap {low:.2f} to {high:.2f}",
             "" if self.percentiles == (0, 100) else "percentile {} to {}".format(*self.percentiles),
             "" if self.agreement == "all" else self.agreement,
+            hashlib.sha256(str(self.runs[self.run].dir).encode()).hexdigest()[:6],
         ]  # fmt: skip
         return re.sub(r"[^\w.=-]+", "-", " ".join(filter(None, words)).replace("%", "percent")) + ".gif"
 
