@@ -1,5 +1,8 @@
 """aamlib: active policy distillation on Atari, from notebooks."""
 
+import aamlib.runtime  # noqa: F401  (before torch)
+
+# isort: split
 from aamlib.acquisition import ACQUISITIONS
 from aamlib.atari import evaluate
 from aamlib.cards import read_card
