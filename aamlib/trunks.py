@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from aamlib.networks import (
     BLOCKS_SHAPE,
-    FORWARD_BATCH,
     STACK_SHAPE,
+    TRIAL_BATCH,
     NatureDQN,
     PixelConv2d,
     as_blocks,
@@ -115,7 +115,7 @@ def int8_is_fast(device: str) -> bool:
     """Whether an `Int8Trunk` works, and is faster than one in the fastest precision: a fraction of a second's trial."""
     if not int8_works(device):
         return False
-    states = torch.zeros(FORWARD_BATCH, *STACK_SHAPE, dtype=torch.uint8)
+    states = torch.zeros(TRIAL_BATCH, *STACK_SHAPE, dtype=torch.uint8)
     with torch.random.fork_rng(devices=[]), reduced_precision(fastest_precision(device)):
         network = NatureDQN(1)
         exact, rough = packed_trunk(network), Int8Trunk(network, states[:2])

@@ -1,6 +1,7 @@
 """The networks; above all that the fast dropout samples equal full forward passes under the same masks."""
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from aamlib.networks import (
     as_blocks,
     clear_moments,
     depth_to_space,
+    fastest,
     reduced_precision,
     space_to_depth,
 )
@@ -206,3 +208,23 @@ def test_moments_too_small_to_move_a_weight_are_cleared():
     clear_moments(optimiser)
     assert torch.equal(moments["exp_avg"], before["exp_avg"] * torch.tensor([1, 1, 0]))
     assert torch.equal(moments["exp_avg_sq"], before["exp_avg_sq"] * torch.tensor([1, 0, 0]))
+
+
+def test_a_trial_is_won_in_one_thread_whatever_interrupts_it(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    numbers = []
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    interruptions = itertools.cycle([5, 0, 5])  # seconds, in most trials of either way
+    now = 0.0
+
+    def taking(seconds):
+        def call():
+            nonlocal now
+            assert numbers == [1]
+            now += seconds + next(interruptions)
+
+        return call
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    assert fastest({"slow": taking(2), "quick": taking(1)}) == "quick"
+    assert numbers == [1, 2]
