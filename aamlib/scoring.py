@@ -42,7 +42,8 @@ def rough_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generat
     """The student's trunk in eight-bit products, its weights as they are now; None for a pool below `ROUGH_FROM`."""
     if len(pool) < ROUGH_FROM:
         return None
-    return Int8Trunk(student, pool.read_blocks(_draw(pool.ids(), _CALIBRATION, generator)))
+    ids = pool.ids()
+    return Int8Trunk(student, pool.read_blocks(ids[torch.randperm(len(ids), generator=generator)[:_CALIBRATION]]))
 
 
 def score_pool(
@@ -68,7 +69,7 @@ def score_pool(
         batch_size = max(1, batch_size // pool.n_envs) * pool.n_envs  # whole steps are read faster
         for kept, batch in zip(scores.split(batch_size), ids[positions].split(batch_size), strict=True):
             q = student.q_samples(pool.read_blocks(batch).to(config.device), heads=heads, trunk=trunk)  # (N, T, A)
-            kept.copy_(scores_of(acquisition, q / config.temperature, generator))
+            kept.copy_(scores_of(acquisition, q.div_(config.temperature), generator))
         return scores
 
     def exact(positions: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
@@ -89,24 +90,20 @@ def refine(
 ) -> Float[Tensor, " N"]:
     """Rough scores, but exact ones for the states so near the cut that they could belong on its other side.
 
-    How far rough scores are off is measured on a sample from around the cut: 99 % of it by no more than some margin.
+    How far rough scores are off is measured on the states nearest to the cut: 99 % of them by no more than some margin.
     `rough` is float (N,); `exact` maps positions, int64 (M,), to scores, float (M,); the `query_size` highest lie above
-    the cut; `generator` draws the sample.
+    the cut; `generator` draws from states as near as each other.
     """
-    order = rough.argsort(descending=True, stable=True)
-    first, last = min(query_size // 2, query_size - _SAMPLE // 2), max(2 * query_size, query_size + _SAMPLE // 2)
-    sample = _draw(order[max(0, first) : last], _SAMPLE, generator)
+    cut = rough.kthvalue(len(rough) - query_size + 1).values
+    distance = (rough - cut).abs()
+    shuffled = torch.randperm(len(rough), generator=generator)
+    sample = shuffled[distance[shuffled].argsort(stable=True)[:_SAMPLE]]
     refined = rough.clone()
     refined[sample] = exact(sample)
     margin = (refined[sample] - rough[sample]).abs().quantile(0.99) + 1e-6  # levels that are equal but for rounding
-    is_far = (rough - rough[order[query_size - 1]]).abs() > margin  # NaN is not: its state gets its exact score
+    is_far = distance > margin  # NaN is not: its state gets its exact score
     is_far[sample] = True  # whose scores are exact already
     near = torch.nonzero(~is_far).flatten()
     if len(near):
         refined[near] = exact(near)
     return refined
-
-
-def _draw(positions: Int64[Tensor, " N"], size: int, generator: torch.Generator) -> Int64[Tensor, " M"]:
-    """`size` of the positions, or all if they are fewer, in random order."""
-    return positions[torch.randperm(len(positions), generator=generator)[:size]]

@@ -172,7 +172,7 @@ def test_refining_chooses_what_exact_scores_choose(query_size):
 def test_rough_scores_that_are_exact_are_asked_for_a_sample_alone():
     scores, asked = torch.linspace(0, 1, 20_000, dtype=torch.float64), []
     refine(scores, lambda positions: asked.append(len(positions)) or scores[positions], 5, seeded(0))
-    assert asked == [505]
+    assert asked == [1_000]
 
 
 def test_scores_that_differ_at_every_call_are_all_taken_from_the_exact_ones():
