@@ -67,7 +67,9 @@ class PixelConv2d(nn.Conv2d):
     def forward(self, states: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N O 20 20"]:
         """Sums of products of stacks (N, 4, 84, 84) or their blocks (N, 64, 21, 21), channels last in memory."""
         weight = (self.blocks_weight() / 255).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(as_blocks(states).to(weight.dtype), weight, self.bias)
+        kind = states.device.type  # pixels are converted once, not to float32 first
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        return F.conv2d(as_blocks(states).to(dtype), weight, self.bias)
 
     def blocks_weight(self) -> Float[Tensor, "O 64 2 2"]:
         """The weights, put in the order of the blocks."""
@@ -102,8 +104,8 @@ class NatureDQN(nn.Module):
         self.trunk = nn.Sequential(
             PixelConv2d(32, bias=conv_bias), norm(32), nn.ReLU(inplace=True),
             nn.Conv2d(32, 64, 4, stride=2, bias=conv_bias), norm(64), nn.ReLU(inplace=True),
-            nn.Conv2d(64, 64, 3, bias=conv_bias), norm(64), nn.ReLU(inplace=True),
-            nn.Flatten(),
+            nn.Conv2d(64, 64, 3, bias=conv_bias), norm(64), nn.Flatten(),
+            nn.ReLU(inplace=True),  # flat, as its gradient comes from the next layer
             nn.Linear(64 * 7 * 7, N_FEATURES), norm(N_FEATURES), nn.ReLU(inplace=True),
         )  # fmt: skip
         self.head = nn.Linear(N_FEATURES, n_actions)
