@@ -90,7 +90,7 @@ def refine(
 ) -> Float[Tensor, " N"]:
     """Rough scores, but exact ones for the states so near the cut that they could belong on its other side.
 
-    How far rough scores are off is measured on the states nearest to the cut: 95 % of them by no more than some margin.
+    How far rough scores are off is measured on the states nearest to the cut: 99 % of them by no more than some margin.
     `rough` is float (N,); `exact` maps positions, int64 (M,), to scores, float (M,); the `query_size` highest lie above
     the cut; `generator` draws from states as near as each other.
     """
@@ -100,7 +100,7 @@ def refine(
     sample = shuffled[distance[shuffled].argsort(stable=True)[:_SAMPLE]]
     refined = rough.clone()
     refined[sample] = exact(sample)
-    margin = (refined[sample] - rough[sample]).abs().quantile(0.95) + 1e-6  # levels that are equal but for rounding
+    margin = (refined[sample] - rough[sample]).abs().quantile(0.99) + 1e-6  # levels that are equal but for rounding
     is_far = distance > margin  # NaN is not: its state gets its exact score
     is_far[sample] = True  # whose scores are exact already
     near = torch.nonzero(~is_far).flatten()

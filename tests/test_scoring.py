@@ -108,7 +108,7 @@ def test_a_pool_scored_mostly_in_int8_is_asked_the_same(student, pool, heads, ex
     expected = aamlib.ACQUISITIONS[name](exact).double()
     assert not torch.equal(scores, expected)
     agreed = len(chosen(scores) & chosen(expected))
-    assert agreed >= 0.98 * QUERY_SIZE
+    assert agreed >= 0.99 * QUERY_SIZE
     other_masks = logits(student, pool, student.sample_heads(10, seeded(3)))
     assert len(chosen(aamlib.ACQUISITIONS[name](other_masks)) & chosen(expected)) < agreed - 10, "these change far more"
 
@@ -165,7 +165,7 @@ def test_refining_chooses_what_exact_scores_choose(query_size):
         return exact[positions]
 
     refined = refine(rough, look, query_size, seeded(0))
-    assert len(chosen(refined, query_size) & chosen(exact, query_size)) >= query_size - max(1, 0.02 * query_size)
+    assert len(chosen(refined, query_size) & chosen(exact, query_size)) >= query_size - max(1, 0.01 * query_size)
     assert len(chosen(refined, query_size) & chosen(exact, query_size)) > agreed
     assert len(set(asked)) == len(asked) < 0.2 * len(exact)
     changed = refined != rough
@@ -181,7 +181,7 @@ def test_rough_scores_that_are_exact_are_asked_for_a_sample_alone():
 def test_scores_that_differ_at_every_call_are_all_taken_from_the_exact_ones():
     exact = torch.rand(20_000, generator=seeded(1))
     refined = refine(torch.rand(20_000, generator=seeded(0)), lambda positions: exact[positions], 2_000, seeded(2))
-    assert len(chosen(refined, 2_000) & chosen(exact, 2_000)) >= 0.95 * 2_000
+    assert len(chosen(refined, 2_000) & chosen(exact, 2_000)) >= 0.98 * 2_000
 
 
 @pytest.mark.slow
