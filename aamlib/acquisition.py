@@ -100,8 +100,13 @@ def variation_ratio(logits: Float[Tensor, "N T A"], *, generator: torch.Generato
     ValueError
         Another shape, T < 2, or values that are not finite.
     """
-    voted = _states_last(logits, min_samples=2).max(dim=0).indices  # (T, N), of equal logits the first action
-    votes = (voted == torch.arange(logits.shape[2], device=voted.device)[:, None, None]).sum(dim=1)  # (A, N)
+    states_last = _states_last(logits, min_samples=2)
+    voted = states_last == states_last.amax(dim=0)  # (A, T, N): faster than the index of the highest
+    taken = voted[0].clone()
+    for of_action in voted[1:]:  # of equal logits the first action counts
+        of_action &= ~taken
+        taken |= of_action
+    votes = voted.sum(dim=1, dtype=torch.int32)  # (A, N)
     return 1 - votes.amax(dim=0) / logits.shape[1]
 
 
