@@ -6,6 +6,7 @@ over the different states labelled was added afterwards.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from aamlib import stats
-from aamlib.config import first_line
+from aamlib.config import ConfigError, ExperimentConfig, first_line, nearest
 from aamlib.files import RunFolderError
 from aamlib.runs import METRICS
 
@@ -53,15 +54,32 @@ def select_runs(metrics: pd.DataFrame, condition: str) -> pd.DataFrame:
     return metrics[metrics["run"].isin(chosen)]
 
 
-def function_of(table: pd.DataFrame) -> pd.Series:
-    """Each row's acquisition function; "any" where the whole pool is asked about: there all are the same run."""
-    return table["acquisition"].where(table["query_fraction"] < 1, ANY)
+def function_of(table: pd.DataFrame, by: object = None) -> pd.Series:
+    """Each row's acquisition function; "any" where the whole pool is asked about: there all are the same run.
+
+    `by`: a setting whose value is named too, as in "bald, n_samples=100", but where it is the `commonest`.
+    """
+    is_told_apart = table["acquisition"].str.startswith(f"{ANY}, ")
+    function = table["acquisition"].where((table["query_fraction"] < 1) | is_told_apart, ANY)
+    if by is None:
+        return function
+    value = commonest(table, by)
+    return function.where(table[by] == value, function + f", {by}=" + table[by].astype(str))
 
 
-def check_comparable(metrics: pd.DataFrame) -> None:
+def commonest(metrics: pd.DataFrame, by: object) -> Any:
+    """The value of a setting that most runs have. Raises ConfigError if runs cannot be compared by it."""
+    allowed = {field.name for field in dataclasses.fields(ExperimentConfig)} - MAY_DIFFER - {"game"}
+    if not isinstance(by, str) or by not in allowed:
+        raise ConfigError(f"by = {by!r} is no setting to compare by; {nearest(str(by), sorted(allowed))}")
+    return _newest(metrics)[by].mode().iloc[0]
+
+
+def check_comparable(metrics: pd.DataFrame, by: str | None = None) -> None:
     """Raise RunFolderError unless the runs of each game differ in nothing but `MAY_DIFFER`, and each is there once.
 
     A copy of a run would pass for a further seed. Runs of one function must have been ranked by the same source code.
+    `by`: a further setting in which they may differ, if functions are told apart by it (`function_of`).
     """
     newest = _newest(metrics)
     ranked = newest[newest["query_fraction"] < 1].dropna(subset="acquisition_sha256")
@@ -72,11 +90,12 @@ def check_comparable(metrics: pd.DataFrame) -> None:
                 "of them by the parameter select, or run those anew of which the function has changed."
             )
     for game, runs in newest.groupby("game"):
-        settings = sorted({str(name) for name in runs} - {*METRICS, *MAY_DIFFER, "run"})
+        settings = sorted({str(name) for name in runs} - {*METRICS, *MAY_DIFFER, "run", by})
         if differing := list(_differing(runs, settings)):
             raise RunFolderError(
                 f"the runs of {game} cannot be compared, for they differ in {'; in '.join(differing)}. Choose some of "
-                'them by the parameter select, a condition such as "temperature == 0.1", or give other folders.'
+                'them by the parameter select, a condition such as "temperature == 0.1", or give other folders; to '
+                "compare them by one setting, give its name as the parameter by."
             )
         copies = runs[runs.duplicated([*TREATMENT, "seed"], keep=False)].sort_values([*TREATMENT, "seed", "run"])
         if len(copies):

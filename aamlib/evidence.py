@@ -11,11 +11,12 @@ import pandas as pd
 
 from aamlib.comparison import TREATMENT, to_common_end
 from aamlib.runs import Run, find_runs, read_table
-from aamlib.selections import all_rounds, choices, was_right
+from aamlib.selections import all_rounds, choices, reliability, was_right
 
 CHOICES = "choices.csv"  # in the folder of a published run, whose selections are too large to publish
 ASKED = ("indifferent", "costly", "q_gap")
 RIGHT = ("auroc", "auroc_decided")
+OF_SCORES = (*RIGHT, "reliability")
 LAST = 10  # rounds over which what a student knows at the end is averaged
 LEARNED = "round > 1"  # in the first round a student has learned nothing yet, and would weigh on every mean
 
@@ -29,26 +30,29 @@ COLUMNS = {
     "pool_q_gap": "mean Q-gap of all states in the pool",
     "auroc": "of the run's own function against costly mistakes, on the pool",
     "auroc_decided": "the same among the states that the expert is not indifferent about",
+    "reliability": "of its ranking of the pool, see `selections.reliability`",
 }
 
 
 def tabulate(run: Run) -> pd.DataFrame:
     """What each function would have asked about in each recorded round of a run, and how right its scores were.
 
-    Columns as `selections.choices`, with a further score "asked" (what the run itself did ask about), and auroc and
-    auroc_decided as `selections.was_right`. Raises RunFolderError if the run has recorded no selection.
+    Columns as `selections.choices`, with a further score "asked" (what the run itself did ask about), auroc and
+    auroc_decided as `selections.was_right`, and `selections.reliability`. Raises RunFolderError if the run has recorded
+    no selection.
     """
     states = all_rounds(run)
     would_be = choices(states, run.config["query_fraction"])
     queried = states[states["kind"] == "queried"]
     asked = queried.groupby("round")[[name for name in would_be if name not in ("round", "score")]].mean()
     table = pd.concat([would_be, asked.astype(float).reset_index().assign(score="asked")])
-    table = table.merge(was_right(states)[["round", "score", *RIGHT]], how="left", on=["round", "score"])
+    for measured in (was_right(states)[["round", "score", *RIGHT]], reliability(run)):
+        table = table.merge(measured, how="left", on=["round", "score"])
     return table.sort_values(["round", "score"], ignore_index=True)
 
 
 def read_choices(run: Run) -> pd.DataFrame:
-    """As `tabulate`: a published run has the table as choices.csv, which is read."""
+    """As `tabulate`: a published run has the table as choices.csv, which is read; older ones have no reliability."""
     path = run.dir / CHOICES
     return read_table(path, ["round", *ASKED, *RIGHT], ["round"]) if path.exists() else tabulate(run)
 
@@ -56,16 +60,20 @@ def read_choices(run: Run) -> pd.DataFrame:
 def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
     """The `read_choices` of every run folder that `load_runs` finds: one row per run, round and score.
 
-    It takes seconds for a run that is not published. Runs without recorded selections are left out. Raises
+    With the columns run, and own: whether the run itself asked by this score, as none did that asked about its whole
+    pool. It takes seconds for a run that is not published. Runs without recorded selections are left out. Raises
     RunFolderError if there is no run folder, or a table cannot be read.
     """
-    tables = [
-        read_choices(Run(folder)).assign(run=name)
-        for name, folder in find_runs(root, *more).items()
-        if (folder / CHOICES).exists() or any(folder.glob("selections/*.parquet"))
-    ]
-    columns = ["run", "round", "score", *ASKED, *RIGHT]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    columns, tables = ["run", "round", "score", "own", *ASKED, *OF_SCORES], []
+    for name, folder in find_runs(root, *more).items():
+        if (folder / CHOICES).exists() or any(folder.glob("selections/*.parquet")):
+            table, config = read_choices(run := Run(folder)), run.config
+            own = (table["score"] == config["acquisition"]) & (config["query_fraction"] < 1)
+            tables.append(table.assign(run=name, own=own))
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    table = pd.concat(tables, ignore_index=True)
+    return table.reindex(columns=list(dict.fromkeys([*table, *columns])))
 
 
 def per_round(metrics: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
@@ -76,16 +84,17 @@ def per_round(metrics: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
         names = {name: f"{kind}_{name}" for name in ASKED}
         rows = choices.loc[choices["score"] == kind, [*keys, *ASKED]].rename(columns=names)
         table = table.merge(rows, how="left", on=keys)
-    own = choices[[*keys, "score", *RIGHT]].rename(columns={"score": "acquisition"})
-    return table.merge(own, how="left", on=[*keys, "acquisition"])
+    own = choices.loc[choices["own"].astype(bool), [*keys, *OF_SCORES]]
+    return table.merge(own, how="left", on=keys)
 
 
 def summary(rounds: pd.DataFrame) -> pd.DataFrame:
     """One row per game, share and function, from `per_round`: means over a run's rounds, then over the seeds.
 
     A run's first round, in which nothing has been learned, is left out, and what lies beyond the common end of the
-    share's runs. Columns seeds, asked_..., pool_..., auroc... as `COLUMNS`; probe_... as `METRICS`, of the last
-    `LAST` rounds alone; and of all seeds rounds_recorded, and in how many rounds each AUROC could be taken.
+    share's runs. Columns seeds; asked_..., pool_..., auroc... and reliability as `COLUMNS`; probe_... as `METRICS`, of
+    the last `LAST` rounds alone; and of all seeds rounds_recorded, and in how many rounds AUROCs and reliability could
+    be taken.
     """
     asked = [name for name in COLUMNS if not name.endswith("q_gap")]
     probes = [f"probe_{states}_{name}" for states in ("expert", "random") for name in ("kl", "agreement", "regret")]
@@ -93,7 +102,9 @@ def summary(rounds: pd.DataFrame) -> pd.DataFrame:
     at_the_end = after.groupby("run").tail(LAST)
     per_run = after.groupby(keys)[asked].mean().join(at_the_end.groupby(keys)[probes].mean())
     by = per_run.groupby(level=TREATMENT)
-    counts = after.rename(columns={"asked_indifferent": "recorded"}).groupby(TREATMENT)[["recorded", *RIGHT]].count()
+    counts = (
+        after.rename(columns={"asked_indifferent": "recorded"}).groupby(TREATMENT)[["recorded", *OF_SCORES]].count()
+    )
     table = by.mean().assign(seeds=by.size())[["seeds", *asked, *probes]]
     return table.join(counts.add_prefix("rounds_")).reset_index()
 
@@ -103,9 +114,9 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
 
     Every function judges the same states by the same students, which none of them has shaped: what BALD has taught its
     own student, BALD no longer finds. "pool" is all of the states. Columns runs, indifferent, costly, q_gap,
-    decided_taken (of the states that the expert is not indifferent about, the share that is asked about), auroc and
-    auroc_decided: means over the rounds of a run but the first, then over the runs; with _low and _high, those of
-    single runs; and rounds_auroc and rounds_auroc_decided, in how many rounds of all runs these could be taken.
+    decided_taken (of the states that the expert is not indifferent about, the share that is asked about), auroc,
+    auroc_decided and reliability: means over the rounds of a run but the first, then over the runs; with _low and
+    _high, those of single runs; and rounds_auroc and so on, in how many rounds of all runs the last three were taken.
     """
     at_random = to_common_end(rounds).query("acquisition == 'random'").query(LEARNED)
     pools = choices.loc[choices["score"] == "pool", ["run", "round", "indifferent"]]
@@ -114,9 +125,9 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
     decided, decided_pool = 1 - table["indifferent"], 1 - table["indifferent_pool"]
     taken = (table["query_fraction"] * decided / decided_pool).where(decided_pool > 0)
     table["decided_taken"] = taken.where(table["score"] != "pool", 1.0)
-    keys, measures = ["game", "query_fraction", "score"], [*ASKED, "decided_taken", *RIGHT]
+    keys, measures = ["game", "query_fraction", "score"], [*ASKED, "decided_taken", *OF_SCORES]
     means = table.groupby([*keys, "run"])[measures].mean().groupby(level=keys)
-    counts = table.groupby(keys)[list(RIGHT)].count().add_prefix("rounds_")
+    counts = table.groupby(keys)[list(OF_SCORES)].count().add_prefix("rounds_")
     ranges = [means.min().add_suffix("_low"), means.max().add_suffix("_high")]
     table = means.size().to_frame("runs").join([means.mean(), counts, *ranges])
     return table.reset_index().rename(columns={"score": "acquisition"})

@@ -47,7 +47,13 @@ PHASES = dict(zip((name for name in METRICS if name.startswith("seconds_")), COL
 
 
 def name_of(acquisition: str) -> str:
-    """The function's name as it stands in figures; margin:margin is margin, other own functions keep their module."""
+    """The function's name as it stands in figures; margin:margin is margin, other own functions keep their module.
+
+    A setting by which runs are told apart follows it, as in "bald, n_samples=100".
+    """
+    acquisition, *setting = acquisition.split(", ", maxsplit=1)
+    if setting:
+        return f"{name_of(acquisition)}, {setting[0]}"
     module, _, function = acquisition.partition(":")
     if function:
         return function if function == module and function not in COLORS else acquisition

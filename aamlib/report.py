@@ -81,13 +81,15 @@ def side_by_side(same_pool: pd.DataFrame) -> pd.DataFrame:
         "indifferent": "expert indifferent", "costly": "student's costly mistakes",
         "decided_taken": "of the decided states, asked about",
         "auroc": "AUROC, all states", "auroc_decided": "AUROC, decided states",
+        "reliability": "reliability of the ranking",
     }  # fmt: skip
     text = {title: same_pool.assign(value=_as_text(same_pool[name])) for name, title in measures.items()}
     rows = pd.concat(text, names=["of the states"]).reset_index(level=0)
     rows["share"] = rows["query_fraction"].map(percent)
     keys = ["of the states", "game", "query_fraction", "share"]
     table = rows.pivot(index=keys, columns="acquisition", values="value").rename(columns={"pool": "(all states)"})
-    table = table.reindex(list(measures.values()), level=0).fillna("–")
+    known = (table.notna() & (table != "–")).any(axis=1)
+    table = table[known].reindex(list(measures.values()), level=0).fillna("–")
     return table.reset_index().drop(columns="query_fraction")
 
 
@@ -102,7 +104,7 @@ def to_markdown(table: pd.DataFrame) -> str:
         text[name] = _as_text(table[name])
         if f"{name}_low" in table:
             low, high = (_as_text(table[f"{name}_{end}"].rename(name)) for end in ("low", "high"))
-            text[name] += (" (" + low + " to " + high + ")").where(table["runs"] > 1, "")
+            text[name] += (" (" + low + " to " + high + ")").where((table["runs"] > 1) & table[name].notna(), "")
     text = text.rename(columns={"query_fraction": "share", "acquisition": "function"})
     return text.rename(columns=lambda name: name.replace("_", " ")).to_markdown(index=False, disable_numparse=True)
 
@@ -116,7 +118,7 @@ def _format(name: str, values: pd.Series) -> Callable[[Any], str]:
         return percent
     if name.startswith("score"):
         return "{:.1f}".format
-    if name.startswith("auroc"):
+    if name.startswith(("auroc", "reliability")):
         return "{:.2f}".format
     if name == "agent_steps" or name.startswith(("first", "last")):
         return "{:,.0f}".format

@@ -80,7 +80,7 @@ def write_runs(root, games=("pong",), shares=(0.1,), acquisitions=tuple(QUALITY)
 def choices_of(run, asked, pool, auroc):
     """Three rounds of a run: shares of indifferent states among the asked and in the pool, and AUROCs of BALD.
 
-    In the first, in which nothing has been learned, all are 1.
+    In the first, in which nothing has been learned, all are 1. It is a run of BALD, unless its name is one of random.
     """
     rows = [
         {"score": score, "round": number, "indifferent": share, "costly": share / 2, "q_gap": 1 - share}
@@ -90,4 +90,5 @@ def choices_of(run, asked, pool, auroc):
     for row in rows[:4]:
         row |= dict.fromkeys(("indifferent", "costly", "q_gap"), 1.0)
     right = [(auroc if row["round"] > 1 else 1.0) if row["score"] == "bald" else np.nan for row in rows]
-    return pd.DataFrame(rows).assign(run=run, auroc=right, auroc_decided=right)
+    table = pd.DataFrame(rows).assign(run=run, auroc=right, auroc_decided=right, reliability=right)
+    return table.assign(own=(table["score"] == "bald") & ("random" not in run))

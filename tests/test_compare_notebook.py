@@ -62,6 +62,22 @@ def test_one_run_with_too_few_evaluations_for_a_smoothed_score(tmp_path):
 
 
 @pytest.mark.slow
+def test_runs_are_told_apart_by_a_setting(tmp_path):
+    runs, figures = tmp_path / "runs", tmp_path / "figures"
+    write_runs(runs, acquisitions=("bald", "random"), rounds=12)
+    more = write_run(runs / "more", rounds=12, n_samples=100)
+    choices_of(more.name, asked=0.2, pool=0.6, auroc=0.7).to_csv(more / "choices.csv", index=False)
+    settings = {"runs": str(runs), "references": REFERENCES, "figures": str(figures)}
+    text = execute("04_compare_runs", tmp_path, by="n_samples", **settings)
+    assert "Functions without a remark: n_samples = 10." in text
+    assert pd.read_csv(figures / "comparison.csv")["acquisition"].tolist() == ["bald", "bald, n_samples=100", "random"]
+    why = (figures / "comparison.md").read_text().partition("## Why")[2].splitlines()
+    (row,) = (line for line in why if "bald, n_samples=100" in line)
+    assert "20 %" in row, "what the run asked about"
+    assert "0.70" in row, "the AUROC of its own scores"
+
+
+@pytest.mark.slow
 def test_a_run_too_short_to_share_a_range_with_the_others_is_named(tmp_path):
     runs, figures = tmp_path / "runs", tmp_path / "figures"
     for name, rounds in (("long", 12), ("short", 6)):  # three evaluations make one smoothed score

@@ -126,6 +126,37 @@ def test_mixed_settings_are_named_with_how_many_runs_have_which(tmp_path):
         comparison.check_comparable(aamlib.load_runs(tmp_path))
 
 
+def test_runs_that_differ_in_one_setting_are_compared_by_it(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"plain-{seed}", seed=seed, rounds=2)
+        write_run(tmp_path / f"whole-{seed}", seed=seed, rounds=2, query_fraction=1.0, n_samples=10 * (1 + seed))
+    write_run(tmp_path / "more", rounds=2, n_samples=25)
+    metrics = aamlib.load_runs(tmp_path)
+    assert comparison.commonest(metrics, "n_samples") == 10
+    metrics["acquisition"] = comparison.function_of(metrics, "n_samples")
+    assert metrics.groupby("run")["acquisition"].first().to_dict() == {
+        "plain-0": "bald", "plain-1": "bald", "more": "bald, n_samples=25", "whole-0": "any",
+        "whole-1": "any, n_samples=20",
+    }  # fmt: skip
+    assert comparison.function_of(metrics).equals(metrics["acquisition"])
+    comparison.check_comparable(metrics, "n_samples")
+    with pytest.raises(aamlib.RunFolderError, match="differ in n_samples .* as the parameter by"):
+        comparison.check_comparable(metrics)
+    write_run(tmp_path / "copy", rounds=2, n_samples=25)
+    metrics = aamlib.load_runs(tmp_path)
+    metrics["acquisition"] = comparison.function_of(metrics, "n_samples")
+    with pytest.raises(aamlib.RunFolderError, match=r"are the same run \(pong, bald, n_samples=25"):
+        comparison.check_comparable(metrics, "n_samples")
+
+
+@pytest.mark.parametrize("by", ["n_sample", "seed", "query_fraction", "game", ["n_samples"]])
+def test_what_is_no_setting_to_compare_by_is_named(metrics, by):
+    with pytest.raises(
+        aamlib.ConfigError, match=rf"by = {re.escape(repr(by))} is no setting to compare by; .*n_samples"
+    ):
+        comparison.function_of(metrics, by)
+
+
 def test_another_expert_is_not_compared(tmp_path):
     write_run(tmp_path / "a", rounds=2)
     other = write_run(tmp_path / "b", rounds=2, seed=1)

@@ -48,6 +48,7 @@ def test_functions_are_compared_on_the_pools_that_none_of_them_has_shaped(tmp_pa
     taken = [0.1 * (1 - 0.2) / (1 - 0.6), 0.1 * (1 - 0.4) / (1 - 0.8)]
     assert table.loc["bald", ["decided_taken", "decided_taken_high"]].tolist() == pytest.approx([sum(taken) / 2, 0.3])
     assert table.loc[["entropy", "pool"], "decided_taken"].tolist() == pytest.approx([0.1, 1])
+    assert table.loc["bald", ["reliability", "rounds_reliability"]].tolist() == pytest.approx([0.6, 4])
     assert "30 % (20 % to 40 %)" in report.to_markdown(table.reset_index())
     rows = report.side_by_side(table.reset_index()).set_index("of the states")
     assert rows.loc["expert indifferent", ["share", "bald", "entropy", "(all states)"]].tolist() == [
@@ -82,11 +83,26 @@ def test_a_run_is_tabulated_from_its_selections():
     assert table.loc[(number, "bald"), "auroc"] == pytest.approx(
         selections.auroc(costly, sample["score_bald"].to_numpy())
     )
+    reliability = selections.reliability(run).set_index(["round", "score"])["reliability"]
+    assert table.loc[(number, "bald"), "reliability"] == reliability[(number, "bald")]
+    assert pd.isna(table.loc[(number, "random"), "reliability"]), "a chance has none"
+
+
+def test_the_scores_by_which_a_run_asked_are_its_own(tmp_path):
+    for name, share in (("part", 0.1), ("whole", 1.0)):
+        run = write_run(tmp_path / name, rounds=3, query_fraction=share, acquisition="entropy")
+        choices_of(name, 0.2, 0.6, 0.7).drop(columns=["run", "own"]).to_csv(run / evidence.CHOICES, index=False)
+    choices = evidence.load_choices(tmp_path)
+    assert set(choices.loc[choices["own"], "run"]) == {"part"}, "of the whole pool there is nothing to choose"
+    assert set(choices.loc[choices["own"], "score"]) == {"entropy"}
 
 
 def test_runs_without_selections_have_no_choices_and_a_damaged_table_is_named(two_runs, metrics):
     choices = evidence.load_choices(two_runs)
     assert choices.empty
+    older = choices_of("pong-bald-0.1-0", 0.2, 0.6, 0.7).drop(columns="reliability")
+    older.to_csv(two_runs / "pong-bald-0.1-0" / evidence.CHOICES, index=False)
+    assert evidence.load_choices(two_runs)["reliability"].isna().all()
     assert evidence.per_round(metrics, choices)["asked_indifferent"].isna().all()
     whole = choices_of("pong-bald-0.1-0", 0.2, 0.6, 0.7).to_csv(index=False).encode()
     for damaged in (b"", b"round,score\n1,bald\n", whole[:-3]):

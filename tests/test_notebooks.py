@@ -20,7 +20,7 @@ PARAMETERS = {
     "03_run_batch": {
         *("grid", "out", "dry_run", "measured", "side_by_side", "threads", "measure_first", "scheduler", "retries")
     },
-    "04_compare_runs": {"runs", "select", "references", "figures", "readme"},
+    "04_compare_runs": {"runs", "select", "by", "references", "figures", "readme"},
     "05_expert_q_values": {
         "game",
         "expert",

@@ -100,6 +100,11 @@ def test_a_band_has_a_gap_where_a_seed_has_nothing(ax, curves):
     assert ax.get_lines()[0].get_ydata().tolist() == pytest.approx([12, np.nan, 32], nan_ok=True)
 
 
+def test_a_setting_by_which_runs_are_told_apart_follows_the_name():
+    assert plots.name_of("bald, n_samples=100") == "BALD, n_samples=100"
+    assert plots.name_of("margin:margin, n_samples=100") == "margin, n_samples=100"
+
+
 def test_each_share_is_a_line_of_its_colour(ax, curves):
     own = curves[curves["acquisition"] == "mine:own"]
     larger = own.assign(query_fraction=0.4, run=own["run"] + "-40")

@@ -1,15 +1,17 @@
 """Statistics of recorded selections, on tables whose answers can be counted by hand."""
 
+import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import aamlib
-from aamlib import selections
+from aamlib import runs, selections
 
 
 @pytest.fixture
@@ -69,6 +71,54 @@ def test_choices_and_agreement_per_round(table):
     alike = selections.agreement(states, fraction=0.5).set_index(["round", "pair"])
     assert alike.loc[(1, "entropy · bald"), "overlap"] == 0.5
     assert alike.loc[(1, "entropy · bald"), "rank_correlation"] == pytest.approx(-0.8)
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A function that writes a round's logits, (N, T, A), and gives the reliability of each score by them."""
+
+    def measure(logits):
+        table = pd.DataFrame(
+            {"kind": "random", "expert_q": [np.zeros(logits.shape[2], np.float32)] * (len(logits) + 1)}
+        )
+        stacks = [np.zeros((4, 84, 84), np.uint8).tobytes()] * len(logits)
+        table["frames"] = [*stacks, None]
+        table["q_samples"] = [*(states.flatten() * 0.5 for states in logits.astype(np.float32)), None]
+        runs.write_selection(tmp_path, 3, table)
+        config = aamlib.ExperimentConfig(acquisition="random", temperature=0.5, n_samples=logits.shape[1])
+        (tmp_path / "config.json").write_text(json.dumps(config.asdict()))
+        measured = selections.reliability(aamlib.Run(tmp_path))
+        assert set(measured["round"]) == {3}
+        return measured.set_index("score")["reliability"]
+
+    return measure
+
+
+def test_a_ranking_is_as_reliable_as_another_draw_of_masks_repeats_it(recorded):
+    rng = np.random.default_rng(0)
+    policy, spread = rng.standard_normal((1000, 1, 4)), rng.gamma(1.0, size=(1000, 1, 1))
+
+    def draw(n_samples):
+        return policy + spread * rng.standard_normal((1000, n_samples, 4))
+
+    for n_samples in (10, 25):
+        estimated = recorded(draw(n_samples))
+        for name, function in selections.OF_THE_PASSES.items():
+            first, second = (pd.Series(function(torch.from_numpy(draw(n_samples))).numpy()) for _ in range(2))
+            assert estimated[name] == pytest.approx(first.corr(second, method="spearman"), abs=0.03), (name, n_samples)
+
+
+def test_a_ranking_of_chance_is_not_reliable_and_one_that_no_mask_changes_is_wholly(recorded):
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((400, 10, 4))
+    assert recorded(noise).abs().max() < 0.2
+    assert recorded(rng.standard_normal((400, 1, 4)).repeat(10, axis=1))["entropy"] == pytest.approx(1)
+
+
+def test_too_few_passes_or_states_or_a_level_score_have_no_reliability(recorded):
+    for shape in ((50, 3, 4), (50, 2, 4), (9, 10, 4)):
+        assert recorded(np.random.default_rng(0).standard_normal(shape)).isna().all()
+    assert recorded(np.zeros((50, 10, 4))).isna().all()
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=2, max_size=30))
