@@ -61,9 +61,9 @@ def name_of(acquisition: str) -> str:
 
 
 def in_order(acquisitions: Iterable[str]) -> list[str]:
-    """Each acquisition function once: the built-in ones first, then others by name."""
-    known = list(COLORS)
-    return sorted({*acquisitions}, key=lambda name: (known.index(name) if name in known else len(known), name))
+    """Each acquisition function once: the built-in ones first, then others by name; with other settings after it."""
+    places = {name: i for i, name in enumerate(COLORS)}
+    return sorted({*acquisitions}, key=lambda name: (places.get(name.partition(", ")[0], len(places)), name))
 
 
 def palette(acquisitions: Iterable[str]) -> dict[str, str]:
@@ -239,7 +239,7 @@ def plot_areas(areas: pd.DataFrame, estimates: pd.DataFrame, *, x: str = "agent_
         ax.plot([low, high], [y, y], color=color, linewidth=2)
         ax.plot(middle, y, marker="|", color=color, markersize=14, markeredgewidth=2.5)
     _show(ax, 0.0, 1.0)  # random play and the expert
-    ax.set(xlabel=f"mean normalised score over {x.replace('_', ' ')}")
+    ax.set(xlabel=f"mean normalised score\nover {x.replace('_', ' ')}")
     return ax
 
 
