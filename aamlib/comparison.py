@@ -57,22 +57,34 @@ def select_runs(metrics: pd.DataFrame, condition: str) -> pd.DataFrame:
 def function_of(table: pd.DataFrame, by: object = None) -> pd.Series:
     """Each row's acquisition function; "any" where the whole pool is asked about: there all are the same run.
 
-    `by`: a setting whose value is named too, as in "bald, n_samples=100", but where it is the `commonest`.
+    `by`: a setting whose value is named too, as in "bald, n_samples=100", where it is not the study's, which is the
+    default of `ExperimentConfig`. Raises ConfigError if runs cannot be compared by it, RunFolderError for a run without
+    it.
     """
-    is_told_apart = table["acquisition"].str.startswith(f"{ANY}, ")
-    function = table["acquisition"].where((table["query_fraction"] < 1) | is_told_apart, ANY)
+    is_named = table["acquisition"].str.startswith(f"{ANY}, ")
+    function = table["acquisition"].where((table["query_fraction"] < 1) | is_named, ANY)
     if by is None:
         return function
-    value = commonest(table, by)
-    return function.where(table[by] == value, function + f", {by}=" + table[by].astype(str))
+    of_study = study_value(by)
+    if without := [run for run, values in table.groupby("run") if by not in values or values[by].isna().any()]:
+        raise RunFolderError(
+            f"{', '.join(map(str, without))} cannot be compared by {by}, which it lacks; leave it out."
+        )
+    return function.where(table[by] == of_study, function + f", {by}=" + table[by].astype(str))
 
 
-def commonest(metrics: pd.DataFrame, by: object) -> Any:
-    """The value of a setting that most runs have. Raises ConfigError if runs cannot be compared by it."""
-    allowed = {field.name for field in dataclasses.fields(ExperimentConfig)} - MAY_DIFFER - {"game"}
+def study_value(by: object) -> Any:
+    """A setting's value in the study. Raises ConfigError if runs cannot be compared by it."""
+    values = {field.name: field.default for field in dataclasses.fields(ExperimentConfig)}
+    allowed = sorted(values.keys() - MAY_DIFFER - {"game"})
     if not isinstance(by, str) or by not in allowed:
-        raise ConfigError(f"by = {by!r} is no setting to compare by; {nearest(str(by), sorted(allowed))}")
-    return _newest(metrics)[by].mode().iloc[0]
+        raise ConfigError(f"by = {by!r} is no setting to compare by; {nearest(str(by), allowed)}")
+    return values[by]
+
+
+def without_setting(function: str) -> str:
+    """The name of an acquisition function without the setting that `function_of` may have added."""
+    return function.partition(", ")[0]
 
 
 def check_comparable(metrics: pd.DataFrame, by: str | None = None) -> None:
@@ -83,7 +95,7 @@ def check_comparable(metrics: pd.DataFrame, by: str | None = None) -> None:
     """
     newest = _newest(metrics)
     ranked = newest[newest["query_fraction"] < 1].dropna(subset="acquisition_sha256")
-    for function, runs in ranked.groupby("acquisition"):
+    for function, runs in ranked.groupby(ranked["acquisition"].map(without_setting)):
         if sources := list(_differing(runs, ["acquisition_sha256"])):
             raise RunFolderError(
                 f"the runs of {function} were ranked by functions of different source code, {sources[0]}. Choose some "
@@ -94,8 +106,8 @@ def check_comparable(metrics: pd.DataFrame, by: str | None = None) -> None:
         if differing := list(_differing(runs, settings)):
             raise RunFolderError(
                 f"the runs of {game} cannot be compared, for they differ in {'; in '.join(differing)}. Choose some of "
-                'them by the parameter select, a condition such as "temperature == 0.1", or give other folders; to '
-                "compare them by one setting, give its name as the parameter by."
+                'them by the parameter select, a condition such as "temperature == 0.1", or give other folders; runs '
+                "that differ in one setting alone can be compared by it, the parameter by."
             )
         copies = runs[runs.duplicated([*TREATMENT, "seed"], keep=False)].sort_values([*TREATMENT, "seed", "run"])
         if len(copies):

@@ -30,7 +30,7 @@ COLUMNS = {
     "pool_q_gap": "mean Q-gap of all states in the pool",
     "auroc": "of the run's own function against costly mistakes, on the pool",
     "auroc_decided": "the same among the states that the expert is not indifferent about",
-    "reliability": "of its ranking of the pool, see `selections.reliability`",
+    "reliability": "of its ranking of the pool, if it is a built-in function: see `selections.reliability`",
 }
 
 
@@ -68,7 +68,7 @@ def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
     for name, folder in find_runs(root, *more).items():
         if (folder / CHOICES).exists() or any(folder.glob("selections/*.parquet")):
             table, config = read_choices(run := Run(folder)), run.config
-            own = (table["score"] == config["acquisition"]) & (config["query_fraction"] < 1)
+            own = (table["score"] == config.get("acquisition")) & (config.get("query_fraction", 1) < 1)
             tables.append(table.assign(run=name, own=own))
     if not tables:
         return pd.DataFrame(columns=columns)

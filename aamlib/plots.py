@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator
 from PIL import Image
 
 from aamlib import stats
-from aamlib.comparison import percent
+from aamlib.comparison import percent, without_setting
 from aamlib.files import write_bytes
 from aamlib.runs import METRICS
 
@@ -42,7 +42,7 @@ COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer
 )  # fmt: skip
 # The built-in functions', which stand in this order.
 COLORS = {name: COLORBLIND[i] for name, i in {"bald": 0, "variation_ratio": 2, "entropy": 1, "random": 4}.items()}
-_OTHERS = [COLORBLIND[i] for i in (3, 9, 5, 6)]
+_OTHERS = [COLORBLIND[i] for i in (3, 9, 5, 6, 7)]
 PHASES = dict(zip((name for name in METRICS if name.startswith("seconds_")), COLORBLIND, strict=False))
 
 
@@ -51,9 +51,8 @@ def name_of(acquisition: str) -> str:
 
     A setting by which runs are told apart follows it, as in "bald, n_samples=100".
     """
-    acquisition, *setting = acquisition.split(", ", maxsplit=1)
-    if setting:
-        return f"{name_of(acquisition)}, {setting[0]}"
+    if (function := without_setting(acquisition)) != acquisition:
+        return name_of(function) + acquisition.removeprefix(function)
     module, _, function = acquisition.partition(":")
     if function:
         return function if function == module and function not in COLORS else acquisition
@@ -63,7 +62,13 @@ def name_of(acquisition: str) -> str:
 def in_order(acquisitions: Iterable[str]) -> list[str]:
     """Each acquisition function once: the built-in ones first, then others by name; with other settings after it."""
     places = {name: i for i, name in enumerate(COLORS)}
-    return sorted({*acquisitions}, key=lambda name: (places.get(name.partition(", ")[0], len(places)), name))
+
+    def place(name: str) -> tuple[Any, ...]:
+        function, value = without_setting(name), name.rpartition("=")[2]
+        is_number = value.replace(".", "", 1).isdecimal()
+        return places.get(function, len(places)), function, float(value) if is_number else -1.0, name
+
+    return sorted({*acquisitions}, key=place)
 
 
 def palette(acquisitions: Iterable[str]) -> dict[str, str]:
@@ -177,7 +182,7 @@ def plot_asked(rounds: pd.DataFrame, column: str, *, ax: Axes | None = None) -> 
         return means.where(means > 1e-9) if is_log else means  # rolling leaves a rounding error of a zero
 
     for acquisition in in_order(rounds["acquisition"]):
-        if not (is_auroc and acquisition == "random"):
+        if not (is_auroc and without_setting(acquisition) == "random"):
             rows = rounds[rounds["acquisition"] == acquisition]
             rows = rows.assign(**{column: rows.groupby("run")[column].transform(running)})
             _draw_runs(ax, rows, x, column, name_of(acquisition), color=colors[acquisition])

@@ -22,9 +22,10 @@ def areas_as_text(summary: pd.DataFrame) -> pd.DataFrame:
     start, end = (summary[f"{end}_agent_steps"].map(_thousands) for end in ("start", "end"))
     text["agent steps"] = (start + "–" + end).where(summary["start_agent_steps"] < summary["end_agent_steps"], "–")
     table = text.pivot(index=["game", "query_fraction", "share", "agent steps"], columns="function", values="area")
-    whole_pool = table.index.get_level_values("query_fraction") == 1
-    table[whole_pool] = table[whole_pool].bfill(axis=1).ffill(axis=1)
-    table = table[[name for name in table if name != ANY] or [ANY]]
+    if ANY in table:
+        whole_pool = table.index.get_level_values("query_fraction") == 1
+        table[whole_pool] = table[whole_pool].apply(lambda of_function: of_function.fillna(table.loc[whole_pool, ANY]))
+        table = table[[name for name in table if name != ANY] or [ANY]]
     return table.fillna("not run").reset_index().drop(columns="query_fraction")
 
 
@@ -88,8 +89,9 @@ def side_by_side(same_pool: pd.DataFrame) -> pd.DataFrame:
     rows["share"] = rows["query_fraction"].map(percent)
     keys = ["of the states", "game", "query_fraction", "share"]
     table = rows.pivot(index=keys, columns="acquisition", values="value").rename(columns={"pool": "(all states)"})
-    known = (table.notna() & (table != "–")).any(axis=1)
-    table = table[known].reindex(list(measures.values()), level=0).fillna("–")
+    is_known = (table.notna() & (table != "–")).any(axis=1)
+    is_newer = table.index.get_level_values(0) == measures["reliability"]  # than many tables
+    table = table[is_known | ~is_newer].reindex(list(measures.values()), level=0).fillna("–")
     return table.reset_index().drop(columns="query_fraction")
 
 

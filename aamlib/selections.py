@@ -9,19 +9,19 @@ from __future__ import annotations
 import itertools
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from aamlib.acquisition import Acquisition, bald, entropy, variation_ratio
+from aamlib.acquisition import bald, entropy, variation_ratio
 from aamlib.files import DATA_DIR, RunFolderError, not_hidden
 from aamlib.runs import Run
 
 INDIFFERENT = 0.95  # of the highest entropy, ln A
-OF_THE_PASSES: Mapping[str, Acquisition] = {"bald": bald, "entropy": entropy, "variation_ratio": variation_ratio}
+OF_THE_PASSES = {"bald": bald, "entropy": entropy, "variation_ratio": variation_ratio}
 FEWEST = 10  # costly mistakes in a sample on which an AUROC is worth taking
 
 # What `describe` adds to a selection, with units.
@@ -202,33 +202,34 @@ def was_right(states: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["round", "score", "auroc", "auroc_decided", "states", "costly"])
 
 
-def reliability(run: Run, functions: Mapping[str, Acquisition] = OF_THE_PASSES, splits: int = 10) -> pd.DataFrame:
-    """How alike a function would rank a round's states under other dropout masks: 1 alike, 0 as by chance.
+def reliability(run: Run) -> pd.DataFrame:
+    """How alike a built-in function would rank a round's states under other dropout masks: 1 alike, 0 as by chance.
 
     Split-half reliability: Spearman's rank correlation between the scores by one half of the T passes and by the other,
-    mean over `splits` random halvings, stepped up from T / 2 passes to T (Spearman 1910, Brown 1910). On the states of
-    the random sample whose passes are recorded. A score of few levels has more ties by half of the passes, and may
-    come out a little low.
+    mean over ten random halvings (0 where a half scores all states alike; not below 0), stepped up from T / 2 passes to
+    T (Spearman 1910, Brown 1910). On the states of the random sample whose passes are recorded. Few passes have coarse
+    scores, of which the half's correlation tells too little: it comes out low, the lower the fewer there are.
 
-    Returns columns round, score and reliability; NaN where T < 4, of fewer than ten states, or where a score is the
-    same for all.
+    Returns columns round, score and reliability; NaN where T < 8, of fewer than ten states, or where all have the same
+    score.
     """
     half = run.config["n_samples"] // 2
     longer = run.config["n_samples"] / half
     rows = []
     for number in rounds_of(run):
         q_samples = run.selection(number).query("kind == 'random'")["q_samples"].dropna()
-        if half < 2 or len(q_samples) < 10:
-            rows += [(number, score, float("nan")) for score in functions]
+        if half < 4 or len(q_samples) < 10:
+            rows += [(number, score, float("nan")) for score in OF_THE_PASSES]
             continue
         logits = torch.from_numpy(np.stack(q_samples.to_list())) / run.config["temperature"]  # (N, T, A)
         rng = np.random.default_rng(number)
-        orders = [rng.permutation(logits.shape[1]) for _ in range(splits)]
-        for score, function in functions.items():
+        orders = [rng.permutation(logits.shape[1]) for _ in range(10)]
+        for score, function in OF_THE_PASSES.items():
             ranks = (
                 pd.DataFrame({i: function(logits[:, order[part]]).numpy() for i, order in enumerate(orders)}).rank()
                 for part in (slice(half), slice(half, 2 * half))
             )
-            of_halves = next(ranks).corrwith(next(ranks)).mean()
-            rows.append((number, score, longer * of_halves / (1 + (longer - 1) * of_halves)))
+            of_halves = max(0.0, next(ranks).corrwith(next(ranks)).fillna(0).mean())
+            stepped_up = longer * of_halves / (1 + (longer - 1) * of_halves)
+            rows.append((number, score, stepped_up if len(function(logits).unique()) > 1 else float("nan")))
     return pd.DataFrame(rows, columns=["round", "score", "reliability"])

@@ -90,5 +90,6 @@ def choices_of(run, asked, pool, auroc):
     for row in rows[:4]:
         row |= dict.fromkeys(("indifferent", "costly", "q_gap"), 1.0)
     right = [(auroc if row["round"] > 1 else 1.0) if row["score"] == "bald" else np.nan for row in rows]
-    table = pd.DataFrame(rows).assign(run=run, auroc=right, auroc_decided=right, reliability=right)
+    table = pd.DataFrame(rows).assign(run=run, auroc=right, auroc_decided=right)
+    table["reliability"] = table["auroc"] / 2
     return table.assign(own=(table["score"] == "bald") & ("random" not in run))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -126,27 +127,50 @@ def test_mixed_settings_are_named_with_how_many_runs_have_which(tmp_path):
         comparison.check_comparable(aamlib.load_runs(tmp_path))
 
 
+def told_apart(root, by="n_samples"):
+    metrics = aamlib.load_runs(root)
+    return metrics.assign(acquisition=comparison.function_of(metrics, by))
+
+
 def test_runs_that_differ_in_one_setting_are_compared_by_it(tmp_path):
     for seed in (0, 1):
-        write_run(tmp_path / f"plain-{seed}", seed=seed, rounds=2)
+        write_run(tmp_path / f"more-{seed}", seed=seed, rounds=2, n_samples=25)
         write_run(tmp_path / f"whole-{seed}", seed=seed, rounds=2, query_fraction=1.0, n_samples=10 * (1 + seed))
-    write_run(tmp_path / "more", rounds=2, n_samples=25)
-    metrics = aamlib.load_runs(tmp_path)
-    assert comparison.commonest(metrics, "n_samples") == 10
-    metrics["acquisition"] = comparison.function_of(metrics, "n_samples")
+    write_run(tmp_path / "study", rounds=2)
+    metrics = told_apart(tmp_path)
     assert metrics.groupby("run")["acquisition"].first().to_dict() == {
-        "plain-0": "bald", "plain-1": "bald", "more": "bald, n_samples=25", "whole-0": "any",
+        "more-0": "bald, n_samples=25", "more-1": "bald, n_samples=25", "study": "bald", "whole-0": "any",
         "whole-1": "any, n_samples=20",
     }  # fmt: skip
     assert comparison.function_of(metrics).equals(metrics["acquisition"])
     comparison.check_comparable(metrics, "n_samples")
-    with pytest.raises(aamlib.RunFolderError, match="differ in n_samples .* as the parameter by"):
+    with pytest.raises(aamlib.RunFolderError, match="differ in n_samples .* the parameter by"):
         comparison.check_comparable(metrics)
     write_run(tmp_path / "copy", rounds=2, n_samples=25)
-    metrics = aamlib.load_runs(tmp_path)
-    metrics["acquisition"] = comparison.function_of(metrics, "n_samples")
     with pytest.raises(aamlib.RunFolderError, match=r"are the same run \(pong, bald, n_samples=25"):
-        comparison.check_comparable(metrics, "n_samples")
+        comparison.check_comparable(told_apart(tmp_path), "n_samples")
+
+
+def test_a_run_without_the_setting_to_compare_by_is_named(tmp_path):
+    for name in ("a", "b"):
+        run = write_run(tmp_path / name, rounds=2)
+    config = json.loads((run / "config.json").read_text())
+    del config["n_samples"]
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(aamlib.RunFolderError, match="^b cannot be compared by n_samples, which it lacks"):
+        told_apart(tmp_path)
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(aamlib.RunFolderError, match="^b cannot be compared by n_samples, which it lacks"):
+        told_apart(tmp_path)
+
+
+def test_functions_of_different_source_are_not_compared_by_a_setting_either(tmp_path):
+    for source, n_samples in (("a", 10), ("b", 25)):
+        run = write_run(tmp_path / source, rounds=2, acquisition="margin:margin", n_samples=n_samples)
+        start = {"expert_sha256": "e" * 64, "acquisition_sha256": source * 64}
+        (run / "environment.json").write_text(json.dumps([start]))
+    with pytest.raises(aamlib.RunFolderError, match="margin:margin .* different source code"):
+        comparison.check_comparable(told_apart(tmp_path), "n_samples")
 
 
 @pytest.mark.parametrize("by", ["n_sample", "seed", "query_fraction", "game", ["n_samples"]])
@@ -401,6 +425,9 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
     areas = report.areas_as_text(comparison.summary(whole_pool))
     assert list(areas.columns) == ["game", "share", "agent steps", "bald", "random"]
     assert areas.loc[2, ["bald", "random"]].tolist() == ["0.10"] * 2
+    other = table([0.3] * 3, seed=5).assign(query_fraction=1.0, acquisition="any, n_samples=25")
+    areas = report.areas_as_text(comparison.summary(pd.concat([whole_pool, other])))
+    assert areas.loc[2, ["bald", "random", "any, n_samples=25"]].tolist() == ["0.10", "0.10", "0.30"]
     alone = whole_pool[whole_pool["query_fraction"] == 1]
     assert report.areas_as_text(comparison.summary(alone)).loc[0, "any"] == "0.10"
 

@@ -1,5 +1,6 @@
 """What speaks for the study's explanation: on tables whose answers can be counted by hand, and on the sample runs."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic import choices_of, write_run, write_runs
@@ -48,13 +49,18 @@ def test_functions_are_compared_on_the_pools_that_none_of_them_has_shaped(tmp_pa
     taken = [0.1 * (1 - 0.2) / (1 - 0.6), 0.1 * (1 - 0.4) / (1 - 0.8)]
     assert table.loc["bald", ["decided_taken", "decided_taken_high"]].tolist() == pytest.approx([sum(taken) / 2, 0.3])
     assert table.loc[["entropy", "pool"], "decided_taken"].tolist() == pytest.approx([0.1, 1])
-    assert table.loc["bald", ["reliability", "rounds_reliability"]].tolist() == pytest.approx([0.6, 4])
+    assert table.loc["bald", ["reliability", "rounds_reliability"]].tolist() == pytest.approx([0.3, 4])
     assert "30 % (20 % to 40 %)" in report.to_markdown(table.reset_index())
     rows = report.side_by_side(table.reset_index()).set_index("of the states")
     assert rows.loc["expert indifferent", ["share", "bald", "entropy", "(all states)"]].tolist() == [
         "10 %", "30 %", "70 %", "70 %",
     ]  # fmt: skip
     assert rows.loc["AUROC, all states", ["bald", "(all states)"]].tolist() == ["0.60", "–"]
+    assert rows.loc["reliability of the ranking", "bald"] == "0.30"
+    older = table.reset_index().assign(reliability=np.nan, auroc=np.nan)
+    rows = report.side_by_side(older).set_index("of the states")
+    assert "reliability of the ranking" not in rows.index, "a row of dashes for what older tables lack"
+    assert rows.loc["AUROC, all states", "bald"] == "–"
 
 
 def test_without_a_random_run_there_is_no_pool_to_compare_on(metrics):

@@ -65,12 +65,12 @@ def run_cells(name, n_cells, **given):
     return variables
 
 
-def execute(name, folder, **parameters):
-    """Run a notebook in `folder`; its last outputs' text."""
+def execute(name, folder, *, cwd=None, **parameters):
+    """Run a notebook in `folder`, or from `cwd`; its last outputs' text."""
     source = next(path for path in NOTEBOOKS if path.stem == name)
     try:
         notebook = papermill.execute_notebook(
-            source, folder / source.name, parameters, kernel_name="python3", progress_bar=False, cwd=folder
+            source, folder / source.name, parameters, kernel_name="python3", progress_bar=False, cwd=cwd or folder
         )
     except PapermillExecutionError as error:
         pytest.fail(str(error), pytrace=False)

@@ -103,8 +103,8 @@ def test_a_band_has_a_gap_where_a_seed_has_nothing(ax, curves):
 def test_a_setting_by_which_runs_are_told_apart_follows_the_name():
     assert plots.name_of("bald, n_samples=100") == "BALD, n_samples=100"
     assert plots.name_of("margin:margin, n_samples=100") == "margin, n_samples=100"
-    names = ["mine:own", "random", "bald, n_samples=100", "bald", "mine:own, n_samples=25"]
-    in_order = ["bald", "bald, n_samples=100", "random", "mine:own", "mine:own, n_samples=25"]
+    names = ["mine:own", "random", "bald, n_samples=100", "bald", "mine:own, n_samples=25", "bald, n_samples=25"]
+    in_order = ["bald", "bald, n_samples=25", "bald, n_samples=100", "random", "mine:own", "mine:own, n_samples=25"]
     assert plots.in_order(names) == in_order
 
 
