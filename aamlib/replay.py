@@ -91,6 +91,13 @@ class FramePool:
         blocks.permute(0, 2, 3, 1).unflatten(3, (STACK, -1))[state, :, :, frame] = 0
         return blocks
 
+    def at_start(self, ids: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
+        """Which of the states `ids` have frames from before their game's first, which are zeros.
+
+        Raises IndexError for a state that is not in the pool.
+        """
+        return self._before_start(*self._locate(ids)).any(dim=1)
+
     def _in_a_row(self, ids: Tensor) -> bool:
         """Whether these are all states of some steps in a row, and the ring does not end among their frames."""
         n_steps, rest = divmod(len(ids), self.n_envs)

@@ -1,7 +1,8 @@
 """Scores of a whole pool, else by far the most work of a round: mostly in eight-bit products, where these are fast.
 
 Those are rough, but only a state near the cut between asked and not asked can be put on the wrong side: states so near
-get their scores in float32, so that nearly all that is asked about is what these alone would choose.
+get their scores in float32, or nearly as exactly in 16 bits where these are faster, so that nearly all that is asked
+about is what float32 alone would choose.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from aamlib.acquisition import ACQUISITIONS, find_acquisition, scores_of
 from aamlib.config import ExperimentConfig
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, bfloat16_works, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
-from aamlib.trunks import Int8Trunk, Trunk, int8_is_fast, int8_works, packed_trunk
+from aamlib.trunks import Int8Trunk, Int16Trunk, Trunk, int8_is_fast, int8_works, int16_is_fast, packed_trunk
 
 ROUGH_FROM = 10_000  # states: in a smaller pool, the samples are too large a share
-_CALIBRATION = 512  # states
-_SAMPLE = 1_000
+_CALIBRATION, _NEAR_CALIBRATION, _STARTS = 512, 128, 8  # states
+_NEAREST = 1_000
 _ROUGH_BATCH = 1024  # states per pass: four times as many bytes as so many floats
 
 
@@ -40,10 +41,22 @@ def way_to_compute(config: ExperimentConfig, starts: list[dict[str, Any]]) -> tu
 
 def rough_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generator) -> Int8Trunk | None:
     """The student's trunk in eight-bit products, its weights as they are now; None for a pool below `ROUGH_FROM`."""
-    if len(pool) < ROUGH_FROM:
-        return None
+    return None if len(pool) < ROUGH_FROM else Int8Trunk(student, _sample(pool, _CALIBRATION, generator))
+
+
+def _sample(pool: FramePool, n_states: int, generator: torch.Generator) -> UInt8[Tensor, "N 64 21 21"]:
+    """Some of the pool's states, and some from games' starts: few in a pool, but unlike all others."""
     ids = pool.ids()
-    return Int8Trunk(student, pool.read_blocks(ids[torch.randperm(len(ids), generator=generator)[:_CALIBRATION]]))
+    shuffled = ids[torch.randperm(len(ids), generator=generator)]
+    return pool.read_blocks(torch.cat([shuffled[:n_states], shuffled[pool.at_start(shuffled)][:_STARTS]]))
+
+
+def near_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generator, device: str) -> Trunk:
+    """What states near the cut are scored by: the student's trunk in float32, or in 16 bits where that is faster."""
+    if not int16_is_fast(device):
+        with reduced_precision("float32", device):
+            return packed_trunk(student)
+    return Int16Trunk(student, _sample(pool, _NEAR_CALIBRATION, generator))
 
 
 def score_pool(
@@ -57,7 +70,7 @@ def score_pool(
 ) -> Float[Tensor, " N"]:
     """Scores of all states of the pool, in the order of its ids: those by which the `query_size` highest are chosen.
 
-    With the trunk `rough`, scores far from the cut are rough, and the others are float32's whatever precision is set.
+    With the trunk `rough`, scores far from the cut are rough, and the others are by the `near_trunk`.
     """
     ids, acquisition = pool.ids(), find_acquisition(config.acquisition)
     if acquisition is ACQUISITIONS["random"]:  # it reads N alone: no passes are needed
@@ -72,13 +85,15 @@ def score_pool(
             kept.copy_(scores_of(acquisition, q.div_(config.temperature), generator))
         return scores
 
-    def exact(positions: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
-        with reduced_precision("float32", config.device):
-            return score(positions, packed_trunk(student))
-
     everything = torch.arange(len(ids))
     if rough is None:
         return score(everything, packed_trunk(student))
+    near = near_trunk(student, pool, generator, config.device)
+
+    def exact(positions: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
+        with reduced_precision("float32", config.device):
+            return score(positions, near)
+
     return refine(score(everything, rough, _ROUGH_BATCH), exact, query_size, generator)
 
 
@@ -97,7 +112,7 @@ def refine(
     cut = rough.kthvalue(len(rough) - query_size + 1).values
     distance = (rough - cut).abs()
     shuffled = torch.randperm(len(rough), generator=generator)
-    sample = shuffled[distance[shuffled].argsort(stable=True)[:_SAMPLE]]
+    sample = shuffled[distance[shuffled].argsort(stable=True)[:_NEAREST]]
     refined = rough.clone()
     refined[sample] = exact(sample)
     margin = (refined[sample] - rough[sample]).abs().quantile(0.99) + 1e-6  # levels that are equal but for rounding

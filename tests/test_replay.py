@@ -52,6 +52,8 @@ def assert_reads(pool, seen, ids):
     expected = np.stack([seen[i] for i in ids.tolist()]) if len(ids) else np.empty((0, 4, 84, 84), np.uint8)
     np.testing.assert_array_equal(pool.read(ids).numpy(), expected)
     assert torch.equal(pool.read_blocks(ids), as_blocks(pool.read(ids)))
+    began = ids >= 3 * pool.n_envs  # a script need not say that its first frames are a game's
+    assert pool.at_start(ids)[began].tolist() == [not stack[0].any() for stack in expected[began.numpy()]]
 
 
 @given(scripts(), st.randoms(use_true_random=False))
@@ -89,7 +91,7 @@ def test_states_outside_the_pool_are_refused(n_steps):
     fill(pool, games, [[False, False]] * n_steps)
     first, last = max(0, n_steps - 6) * 2, n_steps * 2
     for outside in (first - 1, last):
-        for use in (pool.read, lambda ids, pool=pool: pool.label(ids, answers)):
+        for use in (pool.read, pool.at_start, lambda ids, pool=pool: pool.label(ids, answers)):
             with pytest.raises(IndexError, match="not all in the pool"):
                 use(torch.tensor([*range(first, last), outside]))
 

@@ -17,6 +17,9 @@ from aamlib.starts import read_starts
 from aamlib.trunks import Int8Trunk, int8_is_fast, int8_works, packed_trunk
 
 needs_int8 = pytest.mark.skipif(not int8_works("cpu"), reason="torch has no eight-bit products here.")
+needs_int16 = pytest.mark.skipif(
+    not (int8_works("cpu") and torch.cpu._is_vnni_supported()), reason="sums of products of bytes overflow here."
+)
 QUERY_SIZE = 200
 
 
@@ -40,6 +43,9 @@ class Pool(FramePool):
 
     def read_blocks(self, ids):
         return as_blocks(self.states[ids])
+
+    def at_start(self, ids):
+        return (self.states[ids, 0] == 0).flatten(1).all(dim=1)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +106,11 @@ def test_reduced_precision_leaves_nearly_all_votes_as_they_are(exact, reduced):
 
 
 @needs_int8
+@pytest.mark.parametrize("near", ["float32", pytest.param("int16", marks=needs_int16)])
 @pytest.mark.parametrize("name", ["entropy", "bald", "variation_ratio"])
-def test_a_pool_scored_mostly_in_int8_is_asked_the_same(student, pool, heads, exact, name, monkeypatch):
+def test_a_pool_scored_mostly_in_int8_is_asked_the_same(student, pool, heads, exact, name, near, monkeypatch):
     monkeypatch.setattr(scoring, "ROUGH_FROM", 1_000)
+    monkeypatch.setattr(scoring, "int16_is_fast", lambda _: near == "int16")
     config = aamlib.ExperimentConfig(acquisition=name)
     scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), rough_trunk(student, pool, seeded(2)))
     expected = aamlib.ACQUISITIONS[name](exact).double()
@@ -111,6 +119,25 @@ def test_a_pool_scored_mostly_in_int8_is_asked_the_same(student, pool, heads, ex
     assert agreed >= 0.99 * QUERY_SIZE
     other_masks = logits(student, pool, student.sample_heads(10, seeded(3)))
     assert len(chosen(aamlib.ACQUISITIONS[name](other_masks)) & chosen(expected)) < agreed - 10, "these change far more"
+
+
+@needs_int8
+def test_states_at_a_games_start_are_not_scored_more_roughly(student, pool, monkeypatch):
+    """They are so few that a sample may hold none, and their empty frames like no others."""
+    monkeypatch.setattr(scoring, "ROUGH_FROM", 1_000)
+    monkeypatch.setattr(scoring, "_CALIBRATION", 40)
+    starts = pool.at_start(pool.ids())
+    assert 0 < starts.float().mean() < 0.02
+
+    def errors():
+        trunk = rough_trunk(student, pool, seeded(0))
+        with torch.no_grad():
+            return (trunk(pool.states) - student.trunk(pool.states)).norm(dim=1)
+
+    known = errors()
+    assert known[starts].max() < known[~starts].quantile(0.999)
+    monkeypatch.setattr(scoring, "_STARTS", 0)
+    assert errors()[starts].max() > 2 * known[starts].max()
 
 
 def test_without_int8_all_scores_are_exact(student, pool, heads, exact):

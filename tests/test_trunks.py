@@ -11,9 +11,21 @@ import aamlib
 from aamlib import trunks
 from aamlib.diagnosis import load_probes
 from aamlib.networks import NatureDQN, as_blocks, fastest_precision, reduced_precision
-from aamlib.trunks import ByteLayer, Int8Trunk, PackedTrunk, int8_is_fast, int8_works, packed_trunk
+from aamlib.trunks import (
+    ByteLayer,
+    Int8Trunk,
+    Int16Trunk,
+    PackedTrunk,
+    int8_is_fast,
+    int8_works,
+    int16_is_fast,
+    packed_trunk,
+)
 
 needs_int8 = pytest.mark.skipif(not int8_works("cpu"), reason="torch has no eight-bit products here.")
+needs_int16 = pytest.mark.skipif(
+    not (int8_works("cpu") and torch.cpu._is_vnni_supported()), reason="sums of products of bytes overflow here."
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,18 +149,45 @@ def test_features_in_int8_are_near(student, states):
     assert torch.equal(trunk(states), trunk(as_blocks(states)))
 
 
-@needs_int8
-def test_int8_is_the_same_within_another_precision(student, states):
+@needs_int16
+def test_features_in_int16_are_nearly_exact(student, states):
+    trunk, exact = Int16Trunk(student, states[::4]), features(student, states)
+    assert trunk(states).shape == exact.shape
+    assert trunk(states).dtype == torch.float32
+    error = (trunk(states) - exact).norm()
+    assert 0 < error < 1e-3 * exact.norm()
+    assert error < 0.05 * (Int8Trunk(student, states)(states) - exact).norm()
+    assert torch.equal(trunk(states), trunk(as_blocks(states)))
+
+
+@needs_int16
+def test_larger_activations_than_those_it_was_made_with_do_not_come_round_in_int16(student, states):
+    exact = features(student, states)
+    within, beyond = (Int16Trunk(student, (states * share).to(torch.uint8))(states) for share in (0.7, 0.2))
+    assert (within - exact).norm() < 2e-3 * exact.norm()
+    kept = torch.nn.functional.cosine_similarity(beyond, exact, dim=1)
+    assert kept.min() > 0.5, "cut off at the highest of 16 bits"
+    assert (beyond - exact).norm() > 0.1 * exact.norm(), "so it was beyond"
+
+
+either = pytest.mark.parametrize(
+    ("make", "nearly"),
+    [pytest.param(Int8Trunk, 0.05, marks=needs_int8), pytest.param(Int16Trunk, 0.002, marks=needs_int16)],
+)
+
+
+@either
+def test_bytes_are_the_same_within_another_precision(student, states, make, nearly):
     with reduced_precision("bfloat16"):
-        within = Int8Trunk(student, states)(states)
-    assert torch.equal(within, Int8Trunk(student, states)(states))
+        within = make(student, states)(states)
+    assert torch.equal(within, make(student, states)(states))
 
 
-@needs_int8
-def test_int8_takes_biases_and_dead_units(unusual):
+@either
+def test_bytes_take_biases_and_dead_units(unusual, make, nearly):
     states = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     exact = features(unusual, states)
-    assert (Int8Trunk(unusual, states)(states) - exact).norm() < 0.05 * exact.norm()
+    assert (make(unusual, states)(states) - exact).norm() < nearly * exact.norm()
 
 
 @needs_int8
@@ -169,7 +208,7 @@ def test_products_of_bytes_do_not_overflow(pattern, n_inputs, kernel, stride):
 
 
 def test_what_is_fast_is_seen_without_touching_the_random_numbers():
-    for measure in (fastest_precision, int8_works, int8_is_fast):
+    for measure in (fastest_precision, int8_works, int8_is_fast, int16_is_fast):
         torch.manual_seed(0)
         measure.__wrapped__("cpu")
         drawn = torch.rand(1)
@@ -177,8 +216,10 @@ def test_what_is_fast_is_seen_without_touching_the_random_numbers():
         assert drawn == torch.rand(1), measure
 
 
-@pytest.mark.parametrize("make", [PackedTrunk, pytest.param(Int8Trunk, marks=needs_int8)])
+@pytest.mark.parametrize(
+    "make", [PackedTrunk, *(pytest.param(make, marks=needs_int8) for make in (Int8Trunk, Int16Trunk))]
+)
 def test_a_network_with_normalisation_is_refused(states, make):
-    given = (states[:8],) if make is Int8Trunk else ()
+    given = () if make is PackedTrunk else (states[:8],)
     with pytest.raises(ValueError, match="normalises its layers"):
         make(NatureDQN(6, normalise=True), *given)
