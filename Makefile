@@ -44,10 +44,13 @@ expert: $(READY)  ## Train an expert for GAME and bundle it, unless there is one
 sample: $(READY)  ## Make the sample runs in data/sample/ again, with the bundled expert
 	$(BIN)/python -m aamlib.sample
 
-figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables of results in README.md, from data/results/
+figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables of results in README.md, from the published runs
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare.ipynb -k python3 --no-progress-bar \
 		-p readme "$(CURDIR)/README.md"
+	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-passes.ipynb -k python3 --no-progress-bar \
+		-y "runs: [data/results/study-pong, data/ablations/passes-pong]" -p by n_samples \
+		-p select "query_fraction == 0.1 and acquisition in ['bald', 'random']" -p figures plots/passes
 	$(BIN)/papermill notebooks/06_uncertain_frames.ipynb data/runs/frames.ipynb -k python3 --no-progress-bar \
 		--stdout-file - -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs "$(CURDIR)/plots"
 

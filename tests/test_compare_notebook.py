@@ -52,6 +52,18 @@ def test_readme_and_tables_are_drawn_from_the_published_runs(tmp_path):
 
 
 @pytest.mark.slow
+def test_tables_of_more_passes_are_drawn_from_the_published_runs(tmp_path):
+    root = aamlib.DATA_DIR.parent
+    settings = {
+        "runs": ["data/results/study-pong", "data/ablations/passes-pong"], "by": "n_samples",
+        "select": "query_fraction == 0.1 and acquisition in ['bald', 'random']",
+    }  # fmt: skip
+    execute("04_compare_runs", tmp_path, cwd=root, figures=str(tmp_path / "figures"), **settings)
+    made, kept = (folder / "comparison.md" for folder in (tmp_path / "figures", root / "plots" / "passes"))
+    assert made.read_text() == kept.read_text(), "call make figures"
+
+
+@pytest.mark.slow
 def test_one_run_with_too_few_evaluations_for_a_smoothed_score(tmp_path):
     run = write_run(tmp_path / "run", rounds=4)
     figures = tmp_path / "figures"
