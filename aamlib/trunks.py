@@ -122,9 +122,9 @@ def int8_is_fast(device: str) -> bool:
 @functools.cache
 def int16_is_fast(device: str) -> bool:
     """Whether an `Int16Trunk` works, and is faster than float32: with AMX."""
-    if not (int8_works(device) and torch.cpu._is_amx_tile_supported()):
-        return False
-    try:  # sums of products are no public part of torch either
+    try:  # neither what the processor has, nor sums of products are public parts of torch
+        if not (int8_works(device) and torch.cpu._is_amx_tile_supported()):
+            return False
         with torch.random.fork_rng(devices=[]):
             Int16Trunk(NatureDQN(1), torch.zeros(2, *STACK_SHAPE, dtype=torch.uint8))
     except (AttributeError, RuntimeError, TypeError):

@@ -216,6 +216,16 @@ def test_what_is_fast_is_seen_without_touching_the_random_numbers():
         assert drawn == torch.rand(1), measure
 
 
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError, TypeError])
+def test_where_torch_cannot_add_products_sixteen_bits_are_not_used(monkeypatch, error):
+    def refuse(*_):
+        raise error("no such operator")
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(trunks, "Int16Trunk", refuse)
+    assert not int16_is_fast.__wrapped__("cpu")
+
+
 @pytest.mark.parametrize(
     "make", [PackedTrunk, *(pytest.param(make, marks=needs_int8) for make in (Int8Trunk, Int16Trunk))]
 )
