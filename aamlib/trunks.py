@@ -5,7 +5,7 @@ weights and the outputs of the layers between are rounded to 8 bits, the weights
 AVX-512 VNNI. So that this shifts less, the outputs' channels are brought nearer to one range, at the cost of the
 weights' (as in SmoothQuant, Xiao et al. 2022, arXiv:2211.10438), and what it shifts on average is added back (bias
 correction, Nagel et al. 2019, arXiv:1906.04721). `Int16Trunk` makes numbers of 16 bits of two bytes each, and is nearly
-exact: with AMX, whose products are of bytes or of bfloat16 alone, it is twice as fast as float32.
+exact: with AMX, whose products are of bytes or of bfloat16 alone, it is about twice as fast as float32.
 """
 
 from __future__ import annotations
@@ -245,11 +245,14 @@ class TwoByteLayer:
         rounded = _rounded(weight, weight_scale)
         high = (rounded / 256).round().clamp(-127, 127)
         low = (rounded - 256 * high).clamp(-128, 127)
+
+        def pair(of_lower: Tensor, of_higher: Tensor) -> Tensor:  # as the bytes of a number lie in memory
+            return torch.stack([of_lower, of_higher], dim=2).flatten(1, 2)
+
         if isinstance(module, PixelConv2d):
             parts = {256: high, 1: low}
-        else:  # of each number's bytes the lower one comes first
-            pairs = (torch.stack(pair, dim=2).flatten(1, 2) for pair in ((torch.zeros_like(high), high), (high, low)))
-            parts = dict(zip((65536, 256), pairs, strict=True))
+        else:
+            parts = {65536: pair(torch.zeros_like(high), high), 256: pair(high, low)}
         self.products = [_Product(module, part, weight_scale * factor) for factor, part in parts.items()]
         self.bias: Tensor | None = None  # of the products, in multiples of the output's scales
 
