@@ -81,7 +81,7 @@ def test_runs_are_told_apart_by_a_setting(tmp_path):
     choices_of(more.name, asked=0.2, pool=0.6, auroc=0.7).to_csv(more / "choices.csv", index=False)
     settings = {"runs": str(runs), "references": REFERENCES, "figures": str(figures)}
     execute("04_compare_runs", tmp_path, by="n_samples", **settings)
-    assert "A function alone: n_samples = 10" in (figures / "comparison.md").read_text()
+    assert "Functions named without it have n_samples = 10" in (figures / "comparison.md").read_text()
     assert pd.read_csv(figures / "comparison.csv")["acquisition"].tolist() == ["bald", "bald, n_samples=100", "random"]
     why = (figures / "comparison.md").read_text().partition("## Why")[2].splitlines()
     (row,) = (line for line in why if "bald, n_samples=100" in line)
