@@ -16,14 +16,14 @@ from typing import Any
 import safetensors.torch
 import torch
 from ale_py import roms
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aamlib.atari import n_actions
 from aamlib.config import check_game, first_line, nearest
 from aamlib.files import DATA_DIR, write_bytes
-from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, reduced_precision
+from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, States, reduced_precision
 
 EXPERTS_DIR = DATA_DIR / "experts"
 _FORMAT = "aamlib-expert-1"
@@ -210,7 +210,7 @@ def check_fits(expert: nn.Module, game: str, name: str) -> int:
 
 
 @torch.no_grad()
-def label(expert: nn.Module, states: UInt8[Tensor, "N C H W"], device: str = "cpu") -> Float[Tensor, "N A"]:
+def label(expert: nn.Module, states: States, device: str = "cpu") -> Float[Tensor, "N A"]:
     """The expert's Q-values of many states, in batches; float32 on the CPU, whatever precision is set around.
 
     `states` are stacks (N, 4, 84, 84), or for a NatureDQN also their blocks. Raises ExpertError for Q-values that are

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from aamlib.acquisition import ACQUISITIONS, find_acquisition, scores_of
 from aamlib.config import ExperimentConfig
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, bfloat16_works, fastest_precision, reduced_precision
+from aamlib.networks import (
+    FORWARD_BATCH,
+    MCDropoutDQN,
+    States,
+    bfloat16_works,
+    fastest_precision,
+    reduced_precision,
+)
 from aamlib.replay import FramePool
 from aamlib.trunks import Int8Trunk, Int16Trunk, Trunk, int8_is_fast, int8_works, int16_is_fast, packed_trunk
 
@@ -44,7 +51,7 @@ def rough_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generat
     return None if len(pool) < ROUGH_FROM else Int8Trunk(student, _sample(pool, _CALIBRATION, generator))
 
 
-def _sample(pool: FramePool, n_states: int, generator: torch.Generator) -> UInt8[Tensor, "N 64 21 21"]:
+def _sample(pool: FramePool, n_states: int, generator: torch.Generator) -> UInt8[Tensor, "N 16 4 21 21"]:
     """Some of the pool's states, and some from games' starts: few in a pool, but unlike all others."""
     ids = pool.ids()
     shuffled = ids[torch.randperm(len(ids), generator=generator)]
@@ -76,25 +83,37 @@ def score_pool(
     if acquisition is ACQUISITIONS["random"]:  # it reads N alone: no passes are needed
         return acquisition(torch.empty(len(ids), 1, 1), generator=generator)
 
-    def score(positions: Int64[Tensor, " M"], trunk: Trunk, batch_size: int = FORWARD_BATCH) -> Float[Tensor, " M"]:
-        # Each batch's scores, kept on their own, could come to lie where the next one's states had found room.
+    def score(states: States, trunk: Trunk) -> Tensor:  # (M,), of whatever type
+        q = student.q_samples(states.to(config.device), heads=heads, trunk=trunk)  # (M, T, A)
+        return scores_of(acquisition, q.div_(config.temperature), generator)
+
+    # Each batch's scores, kept on their own, could come to lie where the next one's states had found room.
+    def score_some(positions: Int64[Tensor, " M"], trunk: Trunk) -> Float[Tensor, " M"]:
         scores = torch.empty(len(positions), dtype=torch.float64)
-        batch_size = max(1, batch_size // pool.n_envs) * pool.n_envs  # whole steps are read faster
-        for kept, batch in zip(scores.split(batch_size), ids[positions].split(batch_size), strict=True):
-            q = student.q_samples(pool.read_blocks(batch).to(config.device), heads=heads, trunk=trunk)  # (N, T, A)
-            kept.copy_(scores_of(acquisition, q.div_(config.temperature), generator))
+        for kept, batch in zip(scores.split(FORWARD_BATCH), ids[positions].split(FORWARD_BATCH), strict=True):
+            kept.copy_(score(pool.read_blocks(batch), trunk))
         return scores
 
-    everything = torch.arange(len(ids))
+    def score_all(trunk: Trunk, batch_size: int) -> Float[Tensor, " N"]:
+        scores = torch.empty(len(ids) // pool.n_envs, pool.n_envs, dtype=torch.float64)
+        first_step = int(ids[0]) // pool.n_envs
+        for kept in scores.split(max(1, batch_size // pool.n_envs)):
+            states = pool.read_steps(first_step, first_step := first_step + len(kept))
+            kept.copy_(score(states, trunk).unflatten(0, (pool.n_envs, -1)).T)
+        scores = scores.flatten()
+        at_start = torch.nonzero(pool.at_start(ids)).flatten()
+        scores[at_start] = score_some(at_start, trunk)
+        return scores
+
     if rough is None:
-        return score(everything, packed_trunk(student))
+        return score_all(packed_trunk(student), FORWARD_BATCH)
     near = near_trunk(student, pool, generator, config.device)
 
     def exact(positions: Int64[Tensor, " M"]) -> Float[Tensor, " M"]:
         with reduced_precision("float32", config.device):
-            return score(positions, near)
+            return score_some(positions, near)
 
-    return refine(score(everything, rough, _ROUGH_BATCH), exact, query_size, generator)
+    return refine(score_all(rough, _ROUGH_BATCH), exact, query_size, generator)
 
 
 def refine(

@@ -25,13 +25,15 @@ from aamlib.networks import (
     TRIAL_BATCH,
     NatureDQN,
     PixelConv2d,
+    States,
     as_blocks,
     fastest,
     fastest_precision,
+    one_by_one,
     reduced_precision,
 )
 
-Trunk = Callable[[UInt8[Tensor, "N C H W"]], Float[Tensor, "N F"]]
+Trunk = Callable[[States], Float[Tensor, "N F"]]
 
 
 def packed_trunk(network: NatureDQN) -> Trunk:
@@ -60,7 +62,7 @@ class PackedTrunk:
             self.weight, self.bias = weight.to(self.dtype), hidden.bias.to(self.dtype, copy=True)
         self(torch.zeros(1, *BLOCKS_SHAPE, dtype=torch.uint8))  # fails here, where torch cannot pack
 
-    def __call__(self, states: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
+    def __call__(self, states: States) -> Float[Tensor, "N F"]:
         """The features, (N, 512)."""
         with torch.no_grad():
             x = as_blocks(states).to(self.dtype)
@@ -77,11 +79,13 @@ class _Convolution:
     """
 
     def __init__(self, module: nn.Conv2d, weight: Tensor) -> None:
-        self.geometry = [0, 0], _strides(module), [1, 1], 1  # padding, stride, dilation, groups
+        strides, padding, dilation = _geometry(module, weight)
+        self.geometry = padding, strides, dilation, 1  # the last: groups
         self.bias = None if module.bias is None else module.bias.to(weight.dtype, copy=True)
         if isinstance(module, PixelConv2d):
             weight = weight / 255
-        self.weight = weight.clone(memory_format=torch.channels_last)
+        layout = torch.channels_last_3d if weight.dim() == 5 else torch.channels_last
+        self.weight = weight.clone(memory_format=layout)
         self.packed: dict[torch.Size, Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -89,7 +93,7 @@ class _Convolution:
             pack = torch.ops.mkldnn._reorder_convolution_weight
             self.packed[x.shape] = pack(self.weight, *self.geometry, list(x.shape))
         weight = self.packed[x.shape]
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.geometry, "relu", [], "")
+        return _images(torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.geometry, "relu", [], ""))
 
 
 @functools.cache
@@ -148,7 +152,7 @@ class Int8Trunk:
     Raises ValueError for a network with normalisation.
     """
 
-    def __init__(self, network: NatureDQN, states: UInt8[Tensor, "N C H W"]) -> None:
+    def __init__(self, network: NatureDQN, states: States) -> None:
         self.layers: list[ByteLayer | TwoByteLayer] = []
         exact = rough = as_blocks(states)
         scales = torch.tensor([1 / 255])  # of each input channel: what 1 stands for
@@ -162,7 +166,7 @@ class Int8Trunk:
                 output_scales = torch.ones(len(outputs)) if is_last else self._scales(outputs)
                 layer = self._layer(module, weight, scales, output_scales)
                 products = layer(rough, torch.float32, "none").transpose(0, 1).flatten(1)
-                layer.bias = (outputs / output_scales[:, None] - products).mean(dim=1)
+                layer.bias = outputs.mean(dim=1) / output_scales - products.mean(dim=1)
                 self.layers.append(layer)
                 if not is_last:
                     exact, rough, scales = exact.relu_(), layer(rough), output_scales
@@ -181,7 +185,7 @@ class Int8Trunk:
         highest = peaks.max()
         return peaks.clamp_min(1e-3 * highest) ** self._equalised * highest ** (1 - self._equalised) / self._peak
 
-    def __call__(self, states: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
+    def __call__(self, states: States) -> Float[Tensor, "N F"]:
         """The features, float32 (N, 512)."""
         x = as_blocks(states)
         *convolutions, hidden = self.layers
@@ -264,7 +268,7 @@ class TwoByteLayer:
         sums = second(x, None, torch.float32, activation, first(x, self.bias, torch.float32, "none"))
         if output == torch.float32:
             return sums
-        return sums.clamp_(max=65_535).to(torch.uint16).permute(0, 2, 3, 1).view(torch.uint8).permute(0, 3, 1, 2)
+        return sums.clamp_(0, 65_535).to(torch.uint16).permute(0, 2, 3, 1).view(torch.uint8).permute(0, 3, 1, 2)
 
 
 class _Product:
@@ -275,9 +279,9 @@ class _Product:
         self.geometry: tuple[Any, ...] = ()
         onednn, rounded = torch.ops.onednn, weight.to(torch.int8).contiguous()
         if isinstance(module, nn.Conv2d):
-            self.geometry = _strides(module), [0, 0], [1, 1], 1  # stride, padding, dilation, groups
+            self.geometry = *_geometry(module, weight), 1  # the last: groups
             self.weight = onednn.qconv_prepack(rounded, weight_scale, 1.0, 0, *self.geometry, None)
-            self.product = onednn.qconv2d_pointwise
+            self.product = onednn.qconv3d_pointwise if weight.dim() == 5 else onednn.qconv2d_pointwise
         else:
             self.weight = onednn.qlinear_prepack(rounded, None)
             self.product = onednn.qlinear_pointwise
@@ -287,6 +291,10 @@ class _Product:
     ) -> Tensor:
         """The products of `x`, as bytes or float32; or float32 sums, to which they are added in place."""
         weight = self.weight, self.weight_scale, self.zero_points
+        if x.dim() == 5:
+            # Torch has neither ReLU nor sums for these; but bytes are cut off at 0 in any case.
+            products = _images(self.product(x, 1.0, 0, *weight, bias, *self.geometry, 1.0, 0, output, "none", [], ""))
+            return products if sums is None else sums.add_(products)
         if sums is None:
             return self.product(x, 1.0, 0, *weight, bias, *self.geometry, 1.0, 0, output, activation, [], "")
         return self.product.binary(
@@ -320,8 +328,15 @@ def _layers(network: NatureDQN) -> tuple[list[tuple[nn.Conv2d, Tensor]], tuple[n
     return list(zip(modules, weights, strict=True)), (hidden, by_position)
 
 
-def _strides(module: nn.Conv2d) -> list[int]:
-    return [1, 1] if isinstance(module, PixelConv2d) else list(module.stride)
+def _geometry(module: nn.Conv2d, weight: Tensor) -> tuple[list[int], list[int], list[int]]:
+    """Strides, padding and dilation of a convolution with this weight: that of pixels moves by one block, and frame."""
+    n_dims = weight.dim() - 2
+    strides = [1] * n_dims if isinstance(module, PixelConv2d) else list(module.stride)
+    return strides, [0] * n_dims, [1] * n_dims
+
+
+def _images(outputs: Tensor) -> Tensor:
+    return one_by_one(outputs) if outputs.dim() == 5 else outputs
 
 
 def _flatten(x: Shaped[Tensor, "N C H W"]) -> Shaped[Tensor, "N M"]:

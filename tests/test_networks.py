@@ -15,6 +15,7 @@ from aamlib.networks import (
     depth_to_space,
     fastest,
     reduced_precision,
+    series_of,
     space_to_depth,
 )
 
@@ -72,15 +73,24 @@ def test_states_of_another_shape_are_refused(as_users, student, shape):
 
 def test_blocks_are_the_pixels_in_another_order(states):
     assert torch.equal(depth_to_space(space_to_depth(states)), states)
-    blocks = as_blocks(states).reshape(5, 4, 4, 4, 21, 21)  # frame, row and column in the block, the block's
+    blocks = as_blocks(states).reshape(5, 4, 4, 4, 21, 21)  # row and column in the block, frame, the block's
     for frame, row, column in itertools.product(range(4), repeat=3):
-        assert torch.equal(blocks[:, frame, row, column], states[:, frame, row::4, column::4])
+        assert torch.equal(blocks[:, row, column, frame], states[:, frame, row::4, column::4])
 
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_networks_take_blocks_as_they_take_stacks(states, normalise):
     network = NatureDQN(6, normalise=normalise)
     assert torch.equal(network(as_blocks(states)), network(states))
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_frames_in_a_row_stand_for_a_state_each_from_the_fourth_on(normalise):
+    network = NatureDQN(6, normalise=normalise)
+    frames = torch.randint(256, (3, 9, 84, 84), dtype=torch.uint8)
+    stacks = frames.unfold(1, 4, 1).permute(0, 1, 4, 2, 3).flatten(0, 1)  # of each environment its six states
+    with torch.no_grad():
+        torch.testing.assert_close(network(series_of(space_to_depth(frames))), network(stacks))
 
 
 # Dropout.

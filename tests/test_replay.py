@@ -77,12 +77,21 @@ def test_every_state_is_read_right_after_each_of_many_steps():
 
 
 @pytest.mark.parametrize("n_steps", range(3, 22))  # the ring has 11 rows: it ends among the frames here and there
-def test_states_of_steps_in_a_row_are_read_as_others_are(n_steps):
+def test_steps_are_read_whole_but_for_the_zeros_before_a_game(n_steps):
     pool, games = FramePool(16, 2), ScriptedGames(2)
     starts = np.random.default_rng(n_steps).random((n_steps, 2)) < 0.2
+    starts[0] = True
     fill(pool, games, starts.tolist())
-    for first, last in itertools.combinations(range(len(pool) + 1), 2):
-        assert_reads(pool, games.seen, pool.ids()[first:last])
+    for first, last in itertools.combinations_with_replacement(range(max(0, n_steps - 8), n_steps + 1), 2):
+        series = pool.read_steps(first, last)
+        assert series.shape == (2, 16, last - first + 3, 21, 21)
+        ids = torch.arange(first * 2, last * 2)
+        if len(ids):
+            states = series.unfold(2, 4, 1).permute(2, 0, 1, 5, 3, 4).flatten(0, 1)
+            assert torch.equal(states[~pool.at_start(ids)], pool.read_blocks(ids)[~pool.at_start(ids)])
+    for first, last in ((n_steps - 9, n_steps), (n_steps, n_steps + 1), (n_steps, n_steps - 1)):
+        with pytest.raises(IndexError, match="are not all in the pool"):
+            pool.read_steps(first, last)
 
 
 @pytest.mark.parametrize("n_steps", [0, 1, 5, 30])

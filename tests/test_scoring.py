@@ -44,6 +44,9 @@ class Pool(FramePool):
     def read_blocks(self, ids):
         return as_blocks(self.states[ids])
 
+    def read_steps(self, first_step, last_step):
+        return as_blocks(self.states[first_step:last_step])
+
     def at_start(self, ids):
         return (self.states[ids, 0] == 0).flatten(1).all(dim=1)
 
