@@ -7,6 +7,7 @@ Start reading at `run_batch`; `aamlib/workers.py` holds what happens to a single
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 from tqdm import tqdm
 
-from aamlib.config import ConfigError, preset
+from aamlib.config import Config, ConfigError, preset, setting
 from aamlib.costs import describe_total, estimate
 from aamlib.experts import ExpertError
 from aamlib.files import RunFolderError
@@ -79,9 +80,7 @@ def run_batch(
         )
     if scheduler and side_by_side:
         raise ConfigError("a scheduler's workers set how many cells run side by side; leave side_by_side out.")
-    for name, value, least in (("side_by_side", side_by_side, 1), ("threads", threads, 1), ("retries", retries, 0)):
-        if value is not None and value < least:
-            raise ConfigError(f"{name} = {value!r} cannot be used; give a number of at least {least}.")
+    side_by_side, threads, retries = _Numbers(side_by_side, threads, retries).asdict().values()
     if elsewhere := [cell for cell in cells if cell.run_dir.parent != Path(out).absolute()]:
         raise ConfigError(f"{elsewhere[0].name} was planned in {elsewhere[0].run_dir.parent}, not in {out}; give that.")
     unfinished = {cell.name: cell for cell in cells if not is_done(cell)}
@@ -122,6 +121,7 @@ def run_batch(
                 del unfinished[cell.name]
                 view.say(f"{cell.name}: {outcome.state} {outcome.error}".rstrip())
         except (KeyboardInterrupt, ConnectionError) as reason:
+            view.say("Stopping ...")
             pool.stop()
             outcomes |= dict.fromkeys(unfinished, Outcome("interrupted"))
             view.say(f"Stopped. {reason} The same call goes on with {len(unfinished)} cells.".replace("  ", " "))
@@ -164,6 +164,13 @@ def _summary(cells: list[Cell], outcomes: dict[str, Outcome], attempts: dict[str
             }
         )
     return pd.DataFrame(rows).set_index("cell")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbers(Config):
+    side_by_side: int | None = setting(None, "cells at a time", minimum=1)
+    threads: int | None = setting(None, "threads of each", minimum=1)
+    retries: int = setting(2, "of a cell that is lost", minimum=0)
 
 
 class BatchView:
@@ -229,7 +236,7 @@ class BatchView:
         self.bar.update(self.rounds([name for name, state in states.items() if state != "interrupted"]) - self.bar.n)
         if self.table is not None:
             self.table.update(table[table["state"] != "waiting"])
-        self.next = time.monotonic() + max(1.0, (time.monotonic() - start) / _SHARE)
+        self.next = time.monotonic() + min(max(1.0, (time.monotonic() - start) / _SHARE), 60.0)
 
 
 def measure_layouts(
@@ -238,14 +245,14 @@ def measure_layouts(
     """How many runs side by side, with how many threads each, get the most done here: measure on an idle machine.
 
     For each layout (side_by_side, threads), runs a few rounds of the preset "quick" with `settings` on top, in `out`.
-    None: every layout whose threads are a power of two and fill the processors. Returns per layout
-    seconds_per_round (without evaluation) and rounds_per_hour of all runs together. Raises RunFolderError if a run
-    does not get to its end, or `out` has been measured in before.
+    None: every layout that uses all processors. Returns per layout seconds_per_round (without evaluation) and
+    rounds_per_hour of all runs together. Raises RunFolderError if a run does not get to its end, or `out` has been
+    measured in before.
     """
     processors = _processors()
-    powers = [2**i for i in range(processors.bit_length()) if 2**i <= processors]
+    divisors = [n for n in range(1, processors + 1) if processors % n == 0]
     rows = []
-    for side_by_side, threads in layouts or [(processors // power, power) for power in powers]:
+    for side_by_side, threads in layouts or [(processors // n, n) for n in divisors]:
         folder = Path(out) / f"{side_by_side}x{threads}"
         if folder.exists():
             raise RunFolderError(f"{folder} is there, and its runs would not be measured anew; give another folder.")
@@ -290,8 +297,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, ExpertError, RunFolderError) as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before the first cell; later ones are told of in their states
-        print("Stopped before any cell.", file=sys.stderr)
+    except KeyboardInterrupt:  # before the first cell, or pressed twice; else cells' states tell of it
+        print("Stopped; the same call goes on.", file=sys.stderr)
         return 130
     print(f"{', '.join(f'{n} {state}' for state, n in states.value_counts().items())}: {out}")
     return 130 if "interrupted" in states.values else int("failed" in states.values)

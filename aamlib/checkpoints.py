@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from aamlib.files import (
+    NUMBER,
     RunFolderError,
     file_hash,
     load_arrays,
@@ -28,6 +29,7 @@ from aamlib.networks import MCDropoutDQN
 from aamlib.replay import FramePool
 from aamlib.runs import read_config
 
+_SEGMENTS = f"{'[0-9]' * 9}-{'[0-9]' * 9}.zst"  # of the pool, by the vector steps [first, last)
 _STATES_PER_SEGMENT = 10_000  # to write one takes three times its memory
 
 
@@ -53,11 +55,15 @@ def save_checkpoint(
 def drop_checkpoints(run_dir: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and what only they needed."""
     folder = run_dir / "checkpoints"
-    manifests = sorted(folder.glob("*.json"), reverse=True)
+    manifests = sorted(folder.glob(f"{NUMBER}.json"), reverse=True)
     for manifest in manifests[keep:]:
         manifest.unlink()
     needed = {name for manifest in manifests[:keep] for name in json.loads(manifest.read_text())}
-    for path in [*folder.glob("*.pt"), *folder.glob("*.safetensors"), *(run_dir / "pool").glob("*.zst")]:
+    for path in [
+        *folder.glob(f"{NUMBER}.pt"),
+        *folder.glob(f"{NUMBER}.safetensors"),
+        *(run_dir / "pool").glob(_SEGMENTS),
+    ]:
         if path.relative_to(run_dir).as_posix() not in needed:
             path.unlink()
 
@@ -68,7 +74,7 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
     Warns of each damaged checkpoint that it passes over. Raises RunFolderError if all are damaged, or there is none of
     a run that has tables already, as in a published one.
     """
-    manifests = sorted((run_dir / "checkpoints").glob("*.json"), reverse=True)
+    manifests = sorted((run_dir / "checkpoints").glob(f"{NUMBER}.json"), reverse=True)
     for manifest in manifests:
         try:
             hashes = json.loads(manifest.read_text())
@@ -102,8 +108,8 @@ def load_student(run_dir: str | Path) -> MCDropoutDQN:
     Raises RunFolderError if there is none yet, or its weights cannot be read.
     """
     folder = Path(run_dir) / "checkpoints"
-    complete = {path.stem for path in folder.glob("*.json")}  # published runs have no manifest
-    saved = sorted(path for path in folder.glob("*.safetensors") if not complete or path.stem in complete)
+    complete = {path.stem for path in folder.glob(f"{NUMBER}.json")}  # published runs have no manifest
+    saved = sorted(path for path in folder.glob(f"{NUMBER}.safetensors") if not complete or path.stem in complete)
     if not saved:
         raise RunFolderError(f"{run_dir} holds no student yet (checkpoints/*.safetensors); go on with its run.")
     try:
@@ -118,7 +124,7 @@ def load_student(run_dir: str | Path) -> MCDropoutDQN:
 def _save_pool(folder: Path, pool: FramePool) -> list[Path]:
     """Write the frames that have come since the last save; returns all segments that the pool still needs, in order."""
     oldest_needed = max(0, pool.n_steps - pool.n_rows)
-    saved = sorted(path for path in folder.glob("*.zst") if _steps(path)[1] > oldest_needed)
+    saved = sorted(path for path in folder.glob(_SEGMENTS) if _steps(path)[1] > oldest_needed)
     first_step = max(oldest_needed, _steps(saved[-1])[1] if saved else 0)
     n_steps = math.ceil(_STATES_PER_SEGMENT / pool.n_envs)
     for first in range(first_step, pool.n_steps, n_steps):
@@ -132,16 +138,16 @@ def _save_pool(folder: Path, pool: FramePool) -> list[Path]:
 def _hashes_of_segments(run_dir: Path) -> dict[str, str]:
     """The hashes that the manifests have of the pool's segments that there are."""
     known: dict[str, str] = {}
-    for manifest in sorted((run_dir / "checkpoints").glob("*.json")):
+    for manifest in sorted((run_dir / "checkpoints").glob(f"{NUMBER}.json")):
         with contextlib.suppress(ValueError):  # of a damaged one
             known |= json.loads(manifest.read_text())
-    there = {path.relative_to(run_dir).as_posix() for path in (run_dir / "pool").glob("*.zst")}
+    there = {path.relative_to(run_dir).as_posix() for path in (run_dir / "pool").glob(_SEGMENTS)}
     return {name: digest for name, digest in known.items() if name in there}
 
 
 def _drop_segments(run_dir: Path, first_step: int) -> None:
     """Remove the frames from a step on: those of a round that was under way."""
-    for path in (run_dir / "pool").glob("*.zst"):
+    for path in (run_dir / "pool").glob(_SEGMENTS):
         if _steps(path)[0] >= first_step:
             path.unlink()
 

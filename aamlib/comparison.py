@@ -1,7 +1,7 @@
 """Which runs may be compared, and the tables in which they are: from the metrics and evaluations of `load_runs`.
 
-Every claim is judged on the area under the normalised score, over steps and over labels, fixed before looking. The area
-over the different states labelled was added afterwards.
+Every claim is judged on the area under the normalised score, over steps and over labels, fixed before the first run. What
+was added after the first results: the permutation test and its correction, and the area over the different states labelled.
 """
 
 from __future__ import annotations

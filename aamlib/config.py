@@ -64,11 +64,10 @@ def check_parameters(namespace: Mapping[str, Any], allowed: Iterable[str]) -> No
     Raises ConfigError.
     """
     allowed = list(allowed)
-    for cell in namespace.get("In", []):
-        if cell.startswith("# Parameters"):  # the cell that papermill injects
-            for name in _assigned_names(cell):
-                if name not in allowed:
-                    raise ConfigError(f"unknown parameter {name!r}; {nearest(name, allowed)}")
+    injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]  # by papermill
+    for name in _assigned_names(injected[-1] if injected else ""):  # the last: it may have been mended and run again
+        if name not in allowed:
+            raise ConfigError(f"unknown parameter {name!r}; {nearest(name, allowed)}")
 
 
 def setting(

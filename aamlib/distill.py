@@ -123,7 +123,9 @@ class Distillation:
             self.report(status)
         except KeyboardInterrupt:
             self.report_interrupted()
-            print(f"Stopped; the same call goes on after round {max(self.n_saved - 1, 0)}.")
+            if not self.n_saved:  # there is nothing to return
+                raise
+            print(f"Stopped; the same call goes on after round {self.n_saved - 1}.")
         except Exception:
             with contextlib.suppress(RunFolderError):  # which would hide the first error
                 self.report_interrupted()
@@ -303,8 +305,8 @@ class Distillation:
         """Check that the folder is this run's, take up its newest checkpoint, and start games."""
         function = source_hash(self.config.acquisition)
         hashes = {"expert_sha256": fingerprint(self.expert), "acquisition_sha256": function}
-        check_hashes(self.run_dir, **hashes)
         runs.check_settings(self.run_dir, self.config.asdict())
+        check_hashes(self.run_dir, **hashes)
         for name in ("checkpoints", "pool", "selections"):
             drop_temporary(self.run_dir / name)
         if checkpoint := load_checkpoint(self.run_dir, self.pool):

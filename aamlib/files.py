@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from aamlib.config import first_line
 
 DATA_DIR = Path(__file__).resolve().parents[1] / "data"
+NUMBER = "[0-9]" * 6  # a round's, in names of files: copies that a system or a cloud makes have others
 
 
 class RunFolderError(RuntimeError):

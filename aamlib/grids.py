@@ -25,7 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aamlib.acquisition import find_acquisition
+from aamlib.acquisition import check_acquisition
+from aamlib.atari import n_actions
 from aamlib.config import ConfigError, ExperimentConfig, nearest, preset
 from aamlib.experts import ExpertError, check_fits, load_expert
 from aamlib.files import DATA_DIR
@@ -69,7 +70,7 @@ def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | 
             parameters["expert"] = str(Path(config.expert).absolute())
             config = dataclasses.replace(config, expert=parameters["expert"])
         experts.add((config.expert or config.game, config.game))
-        acquisitions.add(config.acquisition)
+        acquisitions.add((config.acquisition, config.n_samples, config.game))
         cells.append(Cell(name, Path(out).absolute() / name, parameters, config, Path(notebook).absolute()))
     if not cells:
         raise ConfigError("every cell of the grid is excluded; remove an exclusion.")
@@ -80,8 +81,8 @@ def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | 
             check_fits(load_expert(expert), game, expert)
         except ExpertError as error:
             raise ExpertError(f"the grid has an expert that cannot be used: {error}") from error
-    for acquisition in sorted(acquisitions):
-        find_acquisition(acquisition)
+    for acquisition, n_samples, game in sorted(acquisitions):
+        check_acquisition(acquisition, n_samples, n_actions(game))
     return cells
 
 
@@ -120,7 +121,7 @@ def _read(grid: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         content["values"] = content["values"] | {"seed": content["seeds"]}
     elif "seed" not in content["constants"]:
         content["values"] = {"seed": [0]} | content["values"]
-    else:
+    elif "seed" not in content["values"]:  # else the two are refused below
         content["constants"] = dict(content["constants"])
         content["values"] = {"seed": [content["constants"].pop("seed")]} | content["values"]
     content["values"] = {

@@ -24,7 +24,14 @@ from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actio
 from aamlib.config import MAX_SEED, Config, check_device, check_game, setting
 from aamlib.experts import ExpertError, load_expert
 from aamlib.files import lock_run, read_torch, write_csv, write_json, write_torch
-from aamlib.networks import STACK_SHAPE, NatureDQN, clear_moments, fastest_precision, reduced_precision
+from aamlib.networks import (
+    STACK_SHAPE,
+    NatureDQN,
+    bfloat16_works,
+    clear_moments,
+    fastest_precision,
+    reduced_precision,
+)
 from aamlib.runs import check_settings
 
 
@@ -212,7 +219,7 @@ class Training:
 
     def save(self) -> None:
         """Write the checkpoint and the learning curve."""
-        content = {name: getattr(self, name) for name in ("step", "seconds", "curve")}
+        content = {name: getattr(self, name) for name in ("step", "seconds", "curve", "precision")}
         for name in ("network", "average", "optimiser"):
             content[name] = getattr(self, name).state_dict()
         write_torch(self.checkpoint, {**content, "random_state": torch.get_rng_state()})
@@ -225,6 +232,8 @@ class Training:
             setattr(self, name, saved[name])
         for name in ("network", "average", "optimiser"):
             getattr(self, name).load_state_dict(saved[name])
+        if bfloat16_works(self.config.device):  # else it goes on as this machine can
+            self.precision = saved.get("precision", self.precision)
         torch.set_rng_state(saved["random_state"])
 
 

@@ -36,11 +36,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aamlib.config import first_line
-from aamlib.files import RunFolderError, not_hidden, replacing
+from aamlib.config import ExperimentConfig, first_line
+from aamlib.files import NUMBER, RunFolderError, not_hidden, replacing
 from aamlib.starts import HASHES, read_starts
 
 # What metrics.csv records per round, with units.
@@ -177,12 +176,12 @@ class Run:
         """
         path = self.dir / "selections" / f"{number:06d}.parquet"
         if not path.exists():
-            rounds = sorted(int(p.stem) for p in path.parent.glob("*.parquet"))
+            rounds = sorted(int(p.stem) for p in path.parent.glob(f"{NUMBER}.parquet"))
             known = f"those of {', '.join(map(str, rounds))}" if rounds else "none"
             raise RunFolderError(f"{self.dir} has no selection of round {number}; it has {known}.")
         try:
             table = pd.read_parquet(path)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError) as error:
             raise _unreadable(path, error) from error
         n_actions = len(table["expert_q"].iloc[0])
         table["frames"] = table["frames"].map(
@@ -198,7 +197,7 @@ def count_recorded(selection: Path) -> int:
     """The states in a selection's file, queried and random. Raises RunFolderError if it cannot be read."""
     try:
         return pq.read_metadata(selection).num_rows
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(selection, error) from error
 
 
@@ -228,7 +227,7 @@ def load_evaluations(root: str | Path, *more: str | Path) -> pd.DataFrame:
 def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     for name, run_dir in find_runs(*roots).items():
-        settings = read_config(run_dir)
+        settings = dict.fromkeys(ExperimentConfig.names()) | read_config(run_dir)
         unusable = [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]
         taken = {*METRICS, *EVALUATIONS, "run"}  # columns beside which the settings stand
         unusable += [key for key, value in settings.items() if key in taken or str(value) == "nan"]

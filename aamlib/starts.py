@@ -31,7 +31,7 @@ def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
             raise ValueError(f"no list of starts but {str(starts)[:40]!r}")
         return starts
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read ({error}); copy it again, or remove it.") from error
+        raise RunFolderError(f"{path} cannot be read ({error}); copy it again, or begin in another folder.") from error
 
 
 def record_start(run_dir: Path, **facts: Any) -> None:

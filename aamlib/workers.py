@@ -56,8 +56,8 @@ def read_progress(run_dir: Path) -> dict[str, Any]:
 def is_done(cell: Cell) -> bool:
     """Whether the cell's notebook has been executed to its end with these very settings."""
     try:
-        mark = json.loads((cell.run_dir / "cell.json").read_text())
-    except (OSError, ValueError):
+        mark = dict(json.loads((cell.run_dir / "cell.json").read_text()))
+    except (OSError, ValueError, TypeError):
         return False
     return mark.get("state") == "done" and mark.get("settings") == cell.config.asdict()
 
@@ -244,7 +244,7 @@ def open_pool(scheduler: str | None, side_by_side: int, out: str) -> Iterator[_T
     pool = _Dask(scheduler, out) if scheduler else _Threads(side_by_side, out)
     try:
         yield pool
-    except Exception:  # else all cells that wait would be run before it is seen
+    except BaseException:  # a second Ctrl-C too: else all cells that wait would be run before it is seen
         pool.stop()
         raise
     finally:

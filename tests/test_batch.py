@@ -110,6 +110,21 @@ def test_no_cells_are_refused(tmp_path):
         run_batch([], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"threads": "two"}, "threads = 'two' is of type str; give int or None"),
+        ({"threads": 0}, "threads = 0 is out of range; give a value at least 1"),
+        ({"side_by_side": 1.5}, r"side_by_side = 1\.5 is of type float"),
+        ({"retries": None}, "retries = None is of type NoneType; give int"),
+    ],
+)
+def test_numbers_that_cannot_be_used_are_refused_before_anything_starts(as_users, cells, tmp_path, given, message):
+    with pytest.raises(aamlib.ConfigError, match=message):
+        run_batch(cells(), tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_cells_are_run_where_they_were_planned(cells, tmp_path):
     with pytest.raises(aamlib.ConfigError, match="was planned in .*out, not in .*elsewhere"):
         run_batch(cells(), tmp_path / "elsewhere")
@@ -205,7 +220,7 @@ def test_a_folder_in_use_or_of_other_settings_is_left_alone(cells, tmp_path, mon
     (cell.run_dir / "config.json").write_text(json.dumps(settings))
     with pytest.raises(aamlib.RunFolderError, match=r"another configuration: dropout = 0\.3 \(the folder has 0\.5\)"):
         run_batch([cell], tmp_path / "out")
-    with pytest.raises(aamlib.ConfigError, match="side_by_side = 0 cannot be used; give a number of at least 1"):
+    with pytest.raises(aamlib.ConfigError, match="side_by_side = 0 is out of range; give a value at least 1"):
         run_batch([cell], tmp_path / "out", side_by_side=0)
 
 
@@ -261,7 +276,7 @@ def test_a_measurement_that_is_stopped_is_no_error(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(workers, "_execute", lambda cell, threads: Outcome("done"))
     (tmp_path / "grid.toml").write_text("seeds = [0, 1]")
     assert batch.main([str(tmp_path / "grid.toml"), str(tmp_path / "out"), "--measure-first"]) == 130
-    assert "Stopped before any cell." in capsys.readouterr().err
+    assert "Stopped; the same call goes on." in capsys.readouterr().err
 
 
 def test_an_error_of_the_batch_itself_is_seen_before_other_cells_are_run(tmp_path, monkeypatch):
@@ -281,6 +296,42 @@ def test_an_error_of_the_batch_itself_is_seen_before_other_cells_are_run(tmp_pat
     with pytest.raises(OSError, match="No space left"):
         run_batch({"seeds": list(range(50)), "constants": {"total_steps": 60_000}}, tmp_path / "out", side_by_side=1)
     assert len(executed) < 50
+
+
+def test_a_second_ctrl_c_starts_no_cell_either(tmp_path, monkeypatch):
+    executed = []
+
+    def execute(cell, threads):
+        executed.append(cell)
+        time.sleep(0.1)
+        return Outcome("done")
+
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    stop = workers._Threads.stop
+    stops = iter([pressed, stop])
+    monkeypatch.setattr(workers, "_execute", execute)
+    monkeypatch.setattr(workers._Threads, "wait", pressed)
+    monkeypatch.setattr(workers._Threads, "stop", lambda pool: next(stops)(pool))
+    with pytest.raises(KeyboardInterrupt):
+        run_batch({"seeds": list(range(50)), "constants": {"total_steps": 60_000}}, tmp_path / "out", side_by_side=1)
+    assert len(executed) < 50
+
+
+def test_all_processors_are_used_in_each_layout_that_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "_processors", lambda: 6)
+    monkeypatch.setattr(workers, "_execute", lambda cell, threads: write_run(cell.run_dir / "run") and Outcome("done"))
+    table = batch.measure_layouts(tmp_path)
+    assert table[["side_by_side", "threads"]].to_numpy().tolist() == [[6, 1], [3, 2], [2, 3], [1, 6]]
+
+
+def test_a_process_that_was_paused_shows_again_how_far_it_is(cells, monkeypatch):
+    view = batch.BatchView(cells(), None)
+    clock = iter([0.0, 5000.0, 5000.0, 5061.0, 5061.0, 5061.0])  # paused while it read the folders
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    view.update({})
+    assert view.next <= 5060
 
 
 def test_the_experiments_notebook_and_raised_horizons(tiny, tmp_path):

@@ -149,6 +149,8 @@ def test_unknown_parameter_of_papermill_is_an_error():
     namespace = {"In": ["", "# Parameters\nloafs = 20\n"], "loafs": 20}
     with pytest.raises(ConfigError, match="unknown parameter 'loafs'; did you mean 'loaves'"):
         Bakery.from_notebook(namespace)
+    namespace["In"].append("# Parameters\nloaves = 20\n")  # mended, and run again in the same kernel
+    assert Bakery.from_notebook(namespace | {"loaves": 20}) == Bakery(loaves=20)
 
 
 def test_other_parameters_of_the_notebook_can_be_named():

@@ -20,6 +20,7 @@ from aamlib import checkpoints
 from aamlib.distill import Distillation
 from aamlib.files import file_hash, read_torch, write_torch
 from aamlib.replay import FramePool
+from aamlib.selections import rounds_of
 from aamlib.starts import read_starts
 
 pytestmark = pytest.mark.slow
@@ -209,12 +210,27 @@ def test_stopped_while_saving_it_tells_the_last_round_that_was_saved(with_settin
     assert json.loads((run.dir / "progress.json").read_text())["round"] == 1
     (run.dir / "pool" / ".000000160-000000320.zst.a1b2_c3d").write_bytes(b"left by a process that was killed")
     (run.dir / "pool" / ".keep").write_bytes(b"")
+    for name in ("pool/000000000-000000040 (1).zst", "selections/._000001.parquet", "checkpoints/000009 (1).json"):
+        (run.dir / name).write_bytes(b"made by a file system or a cloud")
     assert (run.dir / "checkpoints" / "000002.safetensors").exists()
     weights = safetensors.torch.load_file(run.dir / "checkpoints" / "000001.safetensors")
     assert torch.equal(aamlib.load_student(run.dir).head.weight, weights["head.weight"]), "not the unfinished one"
     again = aamlib.distill(with_settings(), run.dir)
     assert_every_round_once(again, with_settings())
     assert [path.name for path in (run.dir / "pool").glob(".*")] == [".keep"]
+    assert rounds_of(again) == [1, 2, 3, 4]
+
+
+def test_stopped_before_anything_is_saved_it_returns_nothing_and_begins_again(tiny, tmp_path, monkeypatch):
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "warm_up", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            aamlib.distill(tiny, tmp_path)
+    assert json.loads((tmp_path / "progress.json").read_text())["status"] == "interrupted"
+    assert_every_round_once(aamlib.distill(tiny, tmp_path), tiny)
 
 
 def test_frames_are_saved_in_pieces_and_put_together_again(tmp_path, monkeypatch):
@@ -228,6 +244,31 @@ def test_frames_are_saved_in_pieces_and_put_together_again(tmp_path, monkeypatch
     assert lasts == [4, 8, 9, 13, 17, 18]
     checkpoints.load_checkpoint(tmp_path, restored)
     assert torch.equal(restored.read(restored.ids()), pool.read(pool.ids()))
+
+
+def test_frames_of_a_round_that_was_not_saved_do_not_come_into_the_next(tmp_path, monkeypatch):
+    random, pool = np.random.default_rng(0), FramePool(60, 3)
+
+    def play(pool):
+        for _ in range(5):
+            pool.add(random.integers(256, size=(3, 84, 84), dtype=np.uint8), random.random(3) < 0.2)
+
+    def stopped(path, content):
+        raise KeyboardInterrupt
+
+    play(pool)
+    checkpoints.save_checkpoint(tmp_path, 1, {}, {}, pool)
+    play(pool)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_json", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save_checkpoint(tmp_path, 2, {}, {}, pool)
+    resumed, restored = FramePool(60, 3), FramePool(60, 3)
+    checkpoints.load_checkpoint(tmp_path, resumed)
+    play(resumed)
+    checkpoints.save_checkpoint(tmp_path, 2, {}, {}, resumed)
+    checkpoints.load_checkpoint(tmp_path, restored)
+    assert torch.equal(restored.read(restored.ids()), resumed.read(resumed.ids()))
 
 
 @pytest.mark.parametrize("part", ["pt", "safetensors"])
@@ -378,6 +419,8 @@ def test_a_run_whose_own_function_was_changed_does_not_go_on(with_settings, tmp_
     monkeypatch.delitem(sys.modules, "own", raising=False)
     with pytest.raises(aamlib.RunFolderError, match="other source code; restore it, or choose another folder"):
         aamlib.distill(config, tmp_path / "run")
+    with pytest.raises(aamlib.RunFolderError, match="acquisition = 'bald'"):
+        aamlib.distill(with_settings(), tmp_path / "run")
     assert run.metrics["round"].max() == 1, "nothing was done"
 
 

@@ -63,6 +63,20 @@ def test_functions_are_compared_on_the_pools_that_none_of_them_has_shaped(tmp_pa
     assert rows.loc["AUROC, all states", "bald"] == "–"
 
 
+def test_what_lies_beyond_the_common_end_is_left_out(tmp_path):
+    for run, rounds in (("random-0", 14), ("random-1", 12)):
+        write_run(tmp_path / run, rounds=rounds, seed=int(run[-1]), acquisition="random")
+    longer = aamlib.load_runs(tmp_path)
+    common = longer[longer["round"] <= 12]
+    choices = pd.concat([choices_of("random-0", 0.2, 0.6, 0.7), choices_of("random-1", 0.4, 0.8, 0.5)])
+    late = choices_of("random-0", 0.9, 0.9, 0.9).query("round == 3").assign(round=13)
+    more = pd.concat([choices, late])
+    pd.testing.assert_frame_equal(
+        evidence.summary(evidence.per_round(longer, more)), evidence.summary(evidence.per_round(common, choices))
+    )
+    pd.testing.assert_frame_equal(evidence.same_pool(longer, more), evidence.same_pool(common, choices))
+
+
 def test_without_a_random_run_there_is_no_pool_to_compare_on(metrics):
     table = evidence.same_pool(metrics, choices_of("pong-bald-0.1-0", 0.2, 0.6, 0.7))
     assert table.empty

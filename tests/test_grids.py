@@ -109,6 +109,8 @@ def test_the_grids_of_published_runs_name_the_expert_that_labelled_them(path, tm
         ({"seeds": [0, 1], "exclude": [{"seed": 2}]}, "exclusion of seed = 2, which is not in the grid"),
         ({"seeds": [0, 1], "exclude": [{"game": "pong"}]}, "exclusion of 'game', which does not vary"),
         ({"values": {"expert": ["a/pong", "a:pong"]}}, "2 cells have only 1 folder names"),
+        ({"constants": {"seed": 5}, "values": {"seed": [0, 1]}}, "'seed' stands in both .constants. and .values."),
+        ({"values": {"acquisition": ["torch:abs"]}}, "acquisition 'torch:abs' fails: TypeError"),
     ],
 )
 def test_a_wrong_grid_is_refused_in_one_sentence(tmp_path, grid, message):

@@ -127,10 +127,18 @@ def test_run_experiment(tiny, tmp_path, recorded_stacks):
     assert (tmp_path / "run" / "queried.gif").exists() == ("queried.gif" in text) == bool(recorded_stacks)
 
 
+PONG = str(aamlib.experts.expert_path("pong"))
+
+
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
         ("01_train_expert", {"gamma_": 0.9}, "unknown parameter 'gamma_'; did you mean 'gamma'?"),
+        (
+            "01_train_expert",
+            {"start_from": "pong", "output": PONG},
+            f"output = start_from = '{PONG}' would be overwritten",
+        ),
         ("02_run_experiment", {"aquisition": "bald"}, "unknown parameter 'aquisition'; did you mean 'acquisition'?"),
         ("02_run_experiment", {"preset": "quikc"}, "unknown preset 'quikc'; did you mean 'quick'?"),
         ("03_run_batch", {"gird": "grid.toml"}, "unknown parameter 'gird'; did you mean 'grid'?"),
@@ -141,7 +149,7 @@ def test_run_experiment(tiny, tmp_path, recorded_stacks):
         ("08_benchmark", {"repeat": 1}, "unknown parameter 'repeat'; did you mean 'repeats'?"),
     ],
 )
-def test_mistyped_parameters_are_named(name, given, message):
+def test_parameters_that_cannot_be_used_are_named(name, given, message):
     with pytest.raises(aamlib.ConfigError, match=re.escape(message)):
         run_cells(name, 2, **given)
 

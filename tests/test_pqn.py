@@ -95,6 +95,19 @@ def test_the_same_seed_trains_the_same_expert_and_a_start_is_taken_up(small, tra
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("works", [True, False])
+def test_a_training_goes_on_in_the_precision_that_it_began_with_where_that_is_to_be_had(
+    small, tmp_path, monkeypatch, works
+):
+    config = dataclasses.replace(small, precision="auto", total_steps=128)
+    monkeypatch.setattr(pqn, "bfloat16_works", lambda device: works)
+    monkeypatch.setattr(pqn, "fastest_precision", lambda device: "bfloat16")
+    Training(config, tmp_path).save()
+    monkeypatch.setattr(pqn, "fastest_precision", lambda device: "float32")
+    assert Training(config, tmp_path).precision == ("bfloat16" if works else "float32")
+
+
+@pytest.mark.slow
 def test_another_configuration_or_a_damaged_checkpoint_is_refused(small, trained, tmp_path):
     folder = shutil.copytree(trained[1], tmp_path / "copy")
     with pytest.raises(aamlib.RunFolderError, match=r"gamma = 0\.9 \(the folder has 0\.99\)"):

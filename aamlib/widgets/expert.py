@@ -18,6 +18,7 @@ from aamlib.cards import read_card
 from aamlib.checkpoints import load_student
 from aamlib.config import ConfigError
 from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, fingerprint, load_expert
+from aamlib.files import NUMBER
 from aamlib.games import colour_frames, load_or_record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
@@ -281,4 +282,4 @@ def _game_of(expert: str) -> str:
 
 
 def _has_student(run: Run) -> bool:
-    return any((run.dir / "checkpoints").glob("*.safetensors"))
+    return any((run.dir / "checkpoints").glob(f"{NUMBER}.safetensors"))
