@@ -183,6 +183,7 @@ def check_acquisition(name: str, n_samples: int, n_actions: int, device: str = "
     """Try the function on a few random logits. Raises ConfigError if it fails, or does not return finite scores."""
     logits = torch.randn(4, n_samples, n_actions, generator=torch.Generator().manual_seed(0))
     logits[2:] *= 200  # policies so sharp that some of their probabilities are 0
+    logits[3] = logits[3, :1]  # and the passes' mean policy too
     try:
         scores = scores_of(find_acquisition(name), logits.to(device), torch.Generator().manual_seed(0))
     except ConfigError:

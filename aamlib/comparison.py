@@ -1,7 +1,7 @@
 """Which runs may be compared, and the tables in which they are: from the metrics and evaluations of `load_runs`.
 
-Every claim is judged on the area under the normalised score, over steps and over labels, fixed before the first run. What
-was added after the first results: the permutation test and its correction, and the area over the different states labelled.
+Every claim is judged on the area under the normalised score, over steps and over labels, fixed before the first run.
+Added after the first results: the permutation test and its correction, and the area over the different states labelled.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from aamlib import stats
 from aamlib.config import ConfigError, ExperimentConfig, first_line, nearest
 from aamlib.files import RunFolderError
 from aamlib.runs import METRICS
+
+_SHOWN = 16  # characters of a setting that differs
 
 # What runs of one game may differ in and still be compared: what is compared, the seed, the horizon, and what does not
 # change the learning. Of the expert, its weights' hash is compared instead of its name.
@@ -126,9 +128,10 @@ def _newest(metrics: pd.DataFrame) -> pd.DataFrame:
 def _differing(runs: pd.DataFrame, settings: list[str]) -> Iterator[str]:
     """Each setting that has several values, with the number of runs that have each."""
     for name in settings:
-        counts = runs[name].map(lambda value: "none" if pd.isna(value) else str(value)).value_counts()
-        if len(counts) > 1:
-            yield f"{name} ({', '.join(f'{value} in {count}' for value, count in counts.items())})"
+        values = runs[name].map(lambda value: "none" if pd.isna(value) else str(value)[:_SHOWN])
+        if len(counts := values.value_counts()) > 1:
+            of_runs = (f"{value} in {n}, as {runs['run'][values == value].iloc[0]}" for value, n in counts.items())
+            yield f"{name} ({'; '.join(of_runs)})"
 
 
 def learning_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame, references: Mapping[str, Any]) -> pd.DataFrame:

@@ -51,6 +51,7 @@ def load_probes(
         return next((load_arrays(path) for path in paths if path.exists()), None)
 
     if (arrays := kept()) is None:
+        print(f"Making the probe states of this expert of {config.game}, once: this may take minutes.", flush=True)
         made = _make_probes(expert, config)
         if (arrays := kept()) is None:  # else another run was first: all are measured by the same
             place = folder if spare is None or os.access(folder, os.W_OK) else spare

@@ -37,6 +37,16 @@ _SB3_LAYERS = {
 }
 
 
+# The shapes by which the same layers are found under other names: None is the number of actions.
+_SHAPES: dict[str, tuple[int | None, ...]] = {
+    "trunk.0": (32, 4, 8, 8),
+    "trunk.3": (64, 32, 4, 4),
+    "trunk.6": (64, 64, 3, 3),
+    "trunk.10": (512, 64 * 7 * 7),
+    "head": (None, 512),
+}
+
+
 class ExpertError(ValueError):
     """An expert that cannot be loaded or does not fit; the message says why and what to do next."""
 
@@ -80,8 +90,9 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
     Parameters
     ----------
     source:
-        A bundled name ("pong"); a file of `save_expert`; a DQN of Stable-Baselines3 with NatureCNN, as a zip file or as
-        "hub:sb3/dqn-PongNoFrameskip-v4" (needs the extra `hub`); or a module of your own, which runs know again by
+        A bundled name ("pong"); a file of `save_expert`, or other safetensors of a Nature-DQN's five layers (pixels in
+        [0, 1], ReLUs between them), whatever their names; a DQN of Stable-Baselines3 with NatureCNN, as a zip file or
+        as "hub:sb3/dqn-PongNoFrameskip-v4" (needs the extra `hub`); or a module of your own, which runs know again by
         its `state_dict`.
 
     Returns
@@ -125,12 +136,29 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             )
         raise ExpertError(f"{path} is not a readable safetensors file ({error}); {advice}.") from error
     if metadata.get("format") != _FORMAT or "head.weight" not in weights:
-        raise ExpertError(
-            f"{path} holds tensors of another kind ({', '.join(sorted(weights)[:3])}, ...); give a file that "
-            "aamlib.save_expert wrote, or a Stable-Baselines3 DQN's zip."
-        )
+        if (found := _by_shape(weights)) is None:
+            raise ExpertError(
+                f"{path} holds tensors of another kind ({', '.join(sorted(weights)[:3])}, ...); give a file that "
+                "aamlib.save_expert wrote, the five layers of a Nature-DQN, whatever their names, or a "
+                "Stable-Baselines3 DQN's zip."
+            )
+        weights = found
     game = metadata.get("game")
     return weights, game if game in roms.get_all_rom_ids() else None
+
+
+def _by_shape(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """A Nature-DQN's five layers under our names; None if there are others, or not all of them."""
+    found = {}
+    for ours, shape in _SHAPES.items():
+        for name, tensor in weights.items():
+            fits = tensor.shape[1:] == shape[1:] and shape[0] in (None, len(tensor))
+            if fits and name.endswith("weight"):
+                found[f"{ours}.weight"] = tensor
+                bias = f"{name.removesuffix('weight')}bias"
+                found |= {f"{ours}.bias": weights[bias]} if bias in weights else {}
+    complete = {f"{ours}.weight" for ours in _SHAPES} | {"head.bias", "trunk.10.bias"}
+    return found if complete <= found.keys() and len(found) == len(weights) else None
 
 
 def _read_sb3(path: Path) -> dict[str, Tensor]:

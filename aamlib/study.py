@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from aamlib.comparison import TREATMENT, function_of, iqm, to_common_end
+from aamlib.config import ExperimentConfig
 from aamlib.evidence import LAST, full_pool
 
 
@@ -27,9 +28,10 @@ def losses(metrics: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
 
     `study`: columns game, query_fraction, acquisition, first and last, in nats summed over a round's queries. Ours are
     means over the first and the last `LAST` rounds with a full pool, up to the common end of the share's runs, then
-    interquartile ones over the seeds; NaN where there is none.
+    interquartile ones over the seeds, of runs with the study's size of pool; NaN where there is none.
     """
-    of_runs = full_pool(to_common_end(metrics)).groupby([*TREATMENT, "run"])["loss"]
+    alike = metrics[metrics["pool_size"] == ExperimentConfig().pool_size]  # a sum over as many queries as the study's
+    of_runs = full_pool(to_common_end(alike)).groupby([*TREATMENT, "run"])["loss"]
     ours = of_runs.agg(first_ours=lambda loss: loss.head(LAST).mean(), last_ours=lambda loss: loss.tail(LAST).mean())
     return _add_means(study, paired(study, ours.reset_index()), ["first_ours", "last_ours"])
 

@@ -373,6 +373,18 @@ def test_function_that_makes_no_scores_is_refused(tmp_path, monkeypatch, signatu
         check_acquisition("no_scores:function", n_samples=2, n_actions=3)
 
 
+@pytest.mark.parametrize("n_actions", [3, 6, 18])
+@pytest.mark.parametrize("n_samples", [2, 10, 100])
+def test_a_logarithm_of_a_mean_policy_with_zeros_is_found(tmp_path, monkeypatch, n_samples, n_actions):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_entropy", raising=False)
+    (tmp_path / "own_entropy.py").write_text(
+        "def entropy(logits, *, generator):\n    p = logits.softmax(2).mean(1)\n    return -(p * p.log()).sum(1)\n"
+    )
+    with pytest.raises(ConfigError, match="scores that are not finite; mend the function"):
+        check_acquisition("own_entropy:entropy", n_samples, n_actions)
+
+
 def overlap(logits, *, generator=None):
     policies = logits.softmax(dim=2)
     return -(policies @ policies.transpose(1, 2)).mean(dim=(1, 2))

@@ -115,7 +115,7 @@ def test_mixed_settings_are_named_with_how_many_runs_have_which(tmp_path):
         write_run(tmp_path / f"plain-{seed}", seed=seed, rounds=2)
     odd = write_run(tmp_path / "odd", seed=2, rounds=2, temperature=0.2, n_samples=25)
     write_run(tmp_path / "other-game", game="breakout", temperature=0.3, rounds=2)  # differs, but within no game
-    message = r"runs of pong .* differ in n_samples \(10 in 2, 25 in 1\); in temperature \(0.1 in 2, 0.2 in 1\).*select"
+    message = r"runs of pong .* differ in n_samples \(10 in 2, as .*; 25 in 1, as odd\); in temperature .*select"
     with pytest.raises(aamlib.RunFolderError, match=message):
         comparison.check_comparable(aamlib.load_runs(tmp_path))
     comparison.check_comparable(comparison.select_runs(aamlib.load_runs(tmp_path), "temperature != 0.2"))
@@ -123,7 +123,7 @@ def test_mixed_settings_are_named_with_how_many_runs_have_which(tmp_path):
     config = json.loads((odd / "config.json").read_text()) | {"temperature": 0.1, "n_samples": 10}
     del config["dropout"]
     (odd / "config.json").write_text(json.dumps({**config, "ensemble": [1, 2]}))
-    with pytest.raises(aamlib.RunFolderError, match=r"dropout \(0.3 in 2, none in 1\); in ensemble \(none in 2"):
+    with pytest.raises(aamlib.RunFolderError, match=r"dropout \(0.3 in 2, as .*; none in 1, as odd\); in ensemble \(none in 2"):
         comparison.check_comparable(aamlib.load_runs(tmp_path))
 
 
@@ -196,7 +196,7 @@ def test_functions_of_one_name_and_different_source_are_not_compared(tmp_path):
         start = {"expert_sha256": "e" * 64} | ({"acquisition_sha256": source * 64} if source else {})
         (run_dir / "environment.json").write_text(json.dumps([start]))
     metrics = aamlib.load_runs(tmp_path)
-    different = rf"margin:margin .* different source code, acquisition_sha256 \({'a' * 64} in 2, {'b' * 64} in 1\)"
+    different = rf"margin:margin .* different source code, acquisition_sha256 \({'a' * 16} in 2, as 0; {'b' * 16} in 1"
     with pytest.raises(aamlib.RunFolderError, match=different):
         comparison.check_comparable(metrics)
     comparison.check_comparable(comparison.select_runs(metrics, "seed != 2"))

@@ -20,6 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 from stable_baselines3 import DQN, PPO
+from torch import nn
 
 import aamlib
 from aamlib import experts
@@ -135,6 +136,21 @@ def test_safetensors_of_another_project_are_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file({"embedding": torch.zeros(3), "head.weight": torch.zeros(6, 512)}, path)
     assert "tensors of another kind (embedding, head.weight" in refusal(path)
+
+
+def test_a_nature_dqn_of_others_is_known_by_its_shapes(tmp_path):
+    layers = [nn.Conv2d(4, 32, 8, stride=4), nn.Conv2d(32, 64, 4, stride=2), nn.Conv2d(64, 64, 3)]
+    body = [module for layer in layers for module in (layer, nn.ReLU())]
+    other = nn.Sequential(*body, nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 6))
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({f"network.{name}": tensor for name, tensor in other.state_dict().items()}, path)
+    states = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(aamlib.load_expert(path)(states), other(states / 255))
+    dueling = {**other.state_dict(), "value.weight": torch.zeros(1, 512), "value.bias": torch.zeros(1)}
+    safetensors.torch.save_file(dueling, path)
+    with pytest.raises(ExpertError, match="the five layers of a Nature-DQN, whatever their names"):
+        aamlib.load_expert(path)
 
 
 class Trap:

@@ -18,7 +18,7 @@ from aamlib.cards import read_card
 from aamlib.checkpoints import load_student
 from aamlib.config import ConfigError
 from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, fingerprint, load_expert
-from aamlib.files import NUMBER
+from aamlib.files import DATA_DIR, NUMBER
 from aamlib.games import colour_frames, load_or_record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
@@ -79,8 +79,16 @@ class ExpertView(View):
         self.step = step
 
     def first_student(self, game: str) -> str:
-        """The first student who plays the game, or "" for none."""
-        return next((name for name, run in self.students.items() if run.config["game"] == game), "")
+        """A student who plays the game, at best one whom this expert taught, and of a sample run; or "" for none."""
+        weights = fingerprint(load_expert(self.expert))
+
+        def rank(name: str) -> tuple[bool, bool]:
+            folder = self.students[name].dir
+            teacher = next(iter(read_starts(folder)), {}).get("expert_sha256")
+            return teacher != weights, DATA_DIR / "sample" not in folder.absolute().parents
+
+        players = [name for name, run in self.students.items() if run.config["game"] == game]
+        return min(players, key=rank, default="")
 
     def play(self) -> None:
         """Play a game with the present settings, and show it from its start."""
