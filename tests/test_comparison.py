@@ -123,7 +123,8 @@ def test_mixed_settings_are_named_with_how_many_runs_have_which(tmp_path):
     config = json.loads((odd / "config.json").read_text()) | {"temperature": 0.1, "n_samples": 10}
     del config["dropout"]
     (odd / "config.json").write_text(json.dumps({**config, "ensemble": [1, 2]}))
-    with pytest.raises(aamlib.RunFolderError, match=r"dropout \(0.3 in 2, as .*; none in 1, as odd\); in ensemble \(none in 2"):
+    message = r"dropout \(0.3 in 2, as .*; none in 1, as odd\); in ensemble \(none in 2"
+    with pytest.raises(aamlib.RunFolderError, match=message):
         comparison.check_comparable(aamlib.load_runs(tmp_path))
 
 
