@@ -279,16 +279,21 @@ def test_a_measurement_that_is_stopped_is_no_error(tmp_path, monkeypatch, capsys
     assert "Stopped; the same call goes on." in capsys.readouterr().err
 
 
-def test_an_error_of_the_batch_itself_is_seen_before_other_cells_are_run(tmp_path, monkeypatch):
-    executed = []
+@pytest.fixture
+def executed(monkeypatch):
+    """The cells that have been executed, each by nothing in a tenth of a second."""
+    cells = []
 
     def execute(cell, threads):
-        executed.append(cell)
+        cells.append(cell)
         time.sleep(0.1)
         return Outcome("done")
 
     monkeypatch.setattr(workers, "_execute", execute)
+    return cells
 
+
+def test_an_error_of_the_batch_itself_is_seen_before_other_cells_are_run(tmp_path, monkeypatch, executed):
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 
@@ -298,20 +303,12 @@ def test_an_error_of_the_batch_itself_is_seen_before_other_cells_are_run(tmp_pat
     assert len(executed) < 50
 
 
-def test_a_second_ctrl_c_starts_no_cell_either(tmp_path, monkeypatch):
-    executed = []
-
-    def execute(cell, threads):
-        executed.append(cell)
-        time.sleep(0.1)
-        return Outcome("done")
-
+def test_a_second_ctrl_c_starts_no_cell_either(tmp_path, monkeypatch, executed):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
     stop = workers._Threads.stop
     stops = iter([pressed, stop])
-    monkeypatch.setattr(workers, "_execute", execute)
     monkeypatch.setattr(workers._Threads, "wait", pressed)
     monkeypatch.setattr(workers._Threads, "stop", lambda pool: next(stops)(pool))
     with pytest.raises(KeyboardInterrupt):
