@@ -37,7 +37,7 @@ class ExpertView(View):
     game, expert:
         A game of ale-py and its expert, bundled or a weights' file; None: the bundled one of the game.
     student:
-        Name in `students`, or "" for none; None: the first who plays the game, if there is one.
+        Name in `students`, or "" for none; None: one who plays the game, at best of this expert.
     students:
         Runs to choose from, by name; those without a student or of other games are left out.
     seed, epsilon, steps:
