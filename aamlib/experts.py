@@ -27,19 +27,10 @@ from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, States, reduc
 
 EXPERTS_DIR = DATA_DIR / "experts"
 _FORMAT = "aamlib-expert-1"
-# Layers of Stable-Baselines3's DQN with NatureCNN, and ours.
-_SB3_LAYERS = {
-    "features_extractor.cnn.0": "trunk.0",
-    "features_extractor.cnn.2": "trunk.3",
-    "features_extractor.cnn.4": "trunk.6",
-    "features_extractor.linear.0": "trunk.10",
-    "q_net.0": "head",
-}
-
-
-# The shapes by which the same layers are found under other names: None is the number of actions.
-_SHAPES: dict[str, tuple[int | None, ...]] = {
-    "trunk.0": (32, 4, 8, 8),
+# The five layers of a Nature-DQN under our names, and the shapes of their weights, by which others' are known. None:
+# the number of frames, which is checked later, and that of actions.
+_LAYERS = {
+    "trunk.0": (32, None, 8, 8),
     "trunk.3": (64, 32, 4, 4),
     "trunk.6": (64, 64, 3, 3),
     "trunk.10": (512, 64 * 7 * 7),
@@ -150,14 +141,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 def _by_shape(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """A Nature-DQN's five layers under our names; None if there are others, or not all of them."""
     found = {}
-    for ours, shape in _SHAPES.items():
+    for ours, shape in _LAYERS.items():
         for name, tensor in weights.items():
-            fits = tensor.shape[1:] == shape[1:] and shape[0] in (None, len(tensor))
+            fits = len(shape) == tensor.dim() and all(
+                n in (None, size) for n, size in zip(shape, tensor.shape, strict=True)
+            )
             if fits and name.endswith("weight"):
                 found[f"{ours}.weight"] = tensor
                 bias = f"{name.removesuffix('weight')}bias"
                 found |= {f"{ours}.bias": weights[bias]} if bias in weights else {}
-    complete = {f"{ours}.weight" for ours in _SHAPES} | {"head.bias", "trunk.10.bias"}
+    complete = {f"{ours}.weight" for ours in _LAYERS} | {"head.bias", "trunk.10.bias"}
     return found if complete <= found.keys() and len(found) == len(weights) else None
 
 
@@ -174,19 +167,16 @@ def _read_sb3(path: Path) -> dict[str, Tensor]:
             f"{path} is no readable zip of Stable-Baselines3 ({first_line(error)}), and nothing in it was "
             "executed; it may be truncated: fetch or save it again."
         ) from error
-    names = {
-        f"q_net.{theirs}.{kind}": f"{ours}.{kind}"
-        for theirs, ours in _SB3_LAYERS.items()
-        for kind in ("weight", "bias")
-    }
-    found = {str(name) for name in saved} if isinstance(saved, dict) else set()
-    if {name for name in found if name.startswith("q_net.")} != names.keys():
+    weights = saved if isinstance(saved, dict) else {}
+    weights = {str(name): tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    found = _by_shape({name: tensor for name, tensor in weights.items() if name.startswith("q_net.")})
+    if found is None:
         raise ExpertError(
-            f"{path} holds another policy than a DQN with NatureCNN ({', '.join(sorted(found)[:2])}, ...); give a DQN "
-            "that was made with policy 'CnnPolicy' and without layers of your own, or distil it from Python as a "
+            f"{path} holds another policy than a DQN with NatureCNN ({', '.join(sorted(weights)[:2])}, ...); give a "
+            "DQN that was made with policy 'CnnPolicy' and without layers of your own, or distil it from Python as a "
             "module."
         )
-    return {ours: saved[theirs] for theirs, ours in names.items()}
+    return found
 
 
 def _as_network(path: Path, weights: dict[str, Tensor]) -> NatureDQN:

@@ -93,7 +93,8 @@ class _Convolution:
             pack = torch.ops.mkldnn._reorder_convolution_weight
             self.packed[x.shape] = pack(self.weight, *self.geometry, list(x.shape))
         weight = self.packed[x.shape]
-        return _images(torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.geometry, "relu", [], ""))
+        x = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.geometry, "relu", [], "")
+        return one_by_one(x) if x.dim() == 5 else x
 
 
 @functools.cache
@@ -293,7 +294,8 @@ class _Product:
         weight = self.weight, self.weight_scale, self.zero_points
         if x.dim() == 5:
             # Torch has neither ReLU nor sums for these; but bytes are cut off at 0 in any case.
-            products = _images(self.product(x, 1.0, 0, *weight, bias, *self.geometry, 1.0, 0, output, "none", [], ""))
+            products = self.product(x, 1.0, 0, *weight, bias, *self.geometry, 1.0, 0, output, "none", [], "")
+            products = one_by_one(products)
             return products if sums is None else sums.add_(products)
         if sums is None:
             return self.product(x, 1.0, 0, *weight, bias, *self.geometry, 1.0, 0, output, activation, [], "")
@@ -333,10 +335,6 @@ def _geometry(module: nn.Conv2d, weight: Tensor) -> tuple[list[int], list[int], 
     n_dims = weight.dim() - 2
     strides = [1] * n_dims if isinstance(module, PixelConv2d) else list(module.stride)
     return strides, [0] * n_dims, [1] * n_dims
-
-
-def _images(outputs: Tensor) -> Tensor:
-    return one_by_one(outputs) if outputs.dim() == 5 else outputs
 
 
 def _flatten(x: Shaped[Tensor, "N C H W"]) -> Shaped[Tensor, "N M"]:

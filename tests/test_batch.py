@@ -159,6 +159,14 @@ def test_killed_kernels_resume_errors_are_named_and_done_cells_are_skipped(cells
     assert again["state"].to_dict() == states
 
 
+@pytest.mark.parametrize("mark", ["null", "[]", "3", "{"])
+def test_a_damaged_mark_is_not_done(cells, mark):
+    cell = cells()[0]
+    cell.run_dir.mkdir(parents=True)
+    (cell.run_dir / "cell.json").write_text(mark)
+    assert not workers.is_done(cell)
+
+
 def test_a_run_that_ended_before_its_notebook_failed_stays_finished(cells):
     (cell,) = cells(acquisition=["bald"])
     notebook = nbformat.read(cell.notebook, as_version=4)

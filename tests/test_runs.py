@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from pathlib import Path
@@ -26,6 +27,12 @@ def test_runs_load_as_one_tidy_table(finished, with_settings, tmp_path):
     pd.testing.assert_frame_equal(
         aamlib.load_runs(tmp_path / "seed-0")[list(METRICS)], aamlib.Run(str(tmp_path / "seed-0")).metrics
     )
+
+
+def test_a_setting_that_no_run_has_is_empty(tmp_path):
+    config = write_run(tmp_path / "older", rounds=2) / "config.json"
+    config.write_text(json.dumps({n: v for n, v in json.loads(config.read_text()).items() if n != "max_game_frames"}))
+    assert aamlib.load_runs(tmp_path)["max_game_frames"].isna().all()
 
 
 def test_what_is_not_there_is_said_in_one_sentence(finished, tmp_path):

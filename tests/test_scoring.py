@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from marks import needs_int8, needs_int16
 from scipy.stats import spearmanr
 
 import aamlib
@@ -14,12 +15,8 @@ from aamlib.networks import as_blocks, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.scoring import refine, rough_trunk, score_pool
 from aamlib.starts import read_starts
-from aamlib.trunks import Int8Trunk, int8_is_fast, int8_works, packed_trunk
+from aamlib.trunks import Int8Trunk, int8_is_fast, packed_trunk
 
-needs_int8 = pytest.mark.skipif(not int8_works("cpu"), reason="torch has no eight-bit products here.")
-needs_int16 = pytest.mark.skipif(
-    not (int8_works("cpu") and torch.cpu._is_vnni_supported()), reason="sums of products of bytes overflow here."
-)
 QUERY_SIZE = 200
 
 

@@ -58,6 +58,8 @@ def test_the_studys_losses_stand_beside_ours_of_a_full_pool(metrics):
     ours = [loss.head(evidence.LAST).mean(), loss.tail(evidence.LAST).mean()]
     assert table.loc[0, ["first_ours", "last_ours"]].tolist() == pytest.approx(ours)
     assert table["seeds_ours"].tolist() == [1, 0]
+    half = metrics.assign(pool_size=50_000, pool_states=50_000)
+    assert study.losses(half, theirs)["seeds_ours"].tolist() == [0, 0], "sums over fewer queries"
     begun = metrics.query("run == 'pong-bald-0.1-0' and round < 20").assign(run="begun", seed=1)
     table = study.losses(pd.concat([metrics, begun]), theirs)
     ours = [loss.head(evidence.LAST).mean(), loss.iloc[: begun["round"].max() - 1].tail(evidence.LAST).mean()]

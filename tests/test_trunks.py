@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from marks import needs_int8, needs_int16
 from torch import nn
 
 import aamlib
@@ -20,11 +21,6 @@ from aamlib.trunks import (
     int8_works,
     int16_is_fast,
     packed_trunk,
-)
-
-needs_int8 = pytest.mark.skipif(not int8_works("cpu"), reason="torch has no eight-bit products here.")
-needs_int16 = pytest.mark.skipif(
-    not (int8_works("cpu") and torch.cpu._is_vnni_supported()), reason="sums of products of bytes overflow here."
 )
 
 

@@ -15,6 +15,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 import aamlib
+from aamlib.experts import fingerprint
 from aamlib.publish import publish
 from aamlib.selections import recorded_runs
 from aamlib.widgets import base
@@ -133,8 +134,19 @@ def test_another_game_is_played_with_the_present_settings(view):
 
 
 @pytest.mark.parametrize(("game", "student"), [("pong", "pong-bald"), ("breakout", "")])
-def test_unless_one_is_named_the_first_student_of_the_game_watches(runs, game, student):
+def test_unless_one_is_named_a_student_of_the_game_watches(runs, game, student):
     assert ExpertView(game, None, None, runs, steps=5).student == student
+
+
+def test_a_student_of_this_expert_is_shown_rather_than_one_of_another(runs, tmp_path):
+    for name in ("damaged", "taught"):
+        shutil.copytree(runs["pong-bald"].dir, tmp_path / name)
+    (tmp_path / "damaged" / "environment.json").write_text("{")
+    start = {"expert_sha256": fingerprint(aamlib.load_expert("pong-4"))}
+    (tmp_path / "taught" / "environment.json").write_text(json.dumps([start]))
+    own = {name: aamlib.Run(tmp_path / name) for name in ("damaged", "taught")}
+    assert ExpertView("pong", "pong-4", None, {**own, **runs}, steps=5).student == "taught"
+    assert ExpertView("pong", "pong", None, {**own, **runs}, steps=5).student == "pong-bald"
 
 
 def test_another_game_has_its_own_expert_and_student(runs):

@@ -18,7 +18,7 @@ from aamlib.cards import read_card
 from aamlib.checkpoints import load_student
 from aamlib.config import ConfigError
 from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, fingerprint, load_expert
-from aamlib.files import DATA_DIR, NUMBER
+from aamlib.files import DATA_DIR, NUMBER, RunFolderError
 from aamlib.games import colour_frames, load_or_record_game, watch
 from aamlib.runs import Run
 from aamlib.selections import describe_q
@@ -83,8 +83,9 @@ class ExpertView(View):
         weights = fingerprint(load_expert(self.expert))
 
         def rank(name: str) -> tuple[bool, bool]:
-            folder = self.students[name].dir
-            teacher = next(iter(read_starts(folder)), {}).get("expert_sha256")
+            folder, teacher = self.students[name].dir, None
+            with contextlib.suppress(RunFolderError):  # told of when this student is chosen
+                teacher = next(iter(read_starts(folder)), {}).get("expert_sha256")
             return teacher != weights, DATA_DIR / "sample" not in folder.absolute().parents
 
         players = [name for name, run in self.students.items() if run.config["game"] == game]
