@@ -30,7 +30,7 @@ from aamlib.replay import FramePool
 from aamlib.runs import read_config
 
 _SEGMENTS = f"{'[0-9]' * 9}-{'[0-9]' * 9}.zst"  # of the pool, by the vector steps [first, last)
-_STATES_PER_SEGMENT = 10_000  # to write one takes three times its memory
+_STATES_PER_SEGMENT = 2_000  # to write one takes three times its memory; so much, the allocator has at hand
 
 
 def save_checkpoint(
