@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from aamlib.config import MAX_SEED, Config, setting
 from aamlib.experts import EXPERTS_DIR, ExpertError, expert_path
 from aamlib.files import write_bytes
 
@@ -21,6 +23,17 @@ _OF_A_TRAINING = _OF_A_STAGE | {
     "score_standard_error",
     "random_score_mean",
 }
+
+
+@dataclass(frozen=True)
+class CardConfig(Config):
+    """How notebook 1 measures an expert for its card."""
+
+    card_episodes: int = setting(30, "whole games for the score on the card", minimum=2)
+    card_seed: int = setting(
+        3_000_000, "seeds those games, which are never used in training", minimum=0, maximum=MAX_SEED
+    )
+    temperature: float = setting(0.1, "tau of softmax(Q / tau), by which the expert's indifference is counted", above=0)
 
 
 def read_card(name: str | Path) -> dict[str, Any]:

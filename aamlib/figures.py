@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from aamlib.plots import COLORBLIND, COLORS, name_of
+from aamlib.plots import COLORBLIND, name_of, palette
 from aamlib.selections import INDIFFERENT, describe_q
 
 _ACTIONS = [COLORBLIND[i] for i in (0, 1, 2, 4, 9, 7, 3, 5, 8, 6)]  # neighbours look unlike each other
-_OTHERS = [COLORBLIND[i] for i in (3, 7, 9, 5, 8, 6)]  # none of the functions' colours
 ANSWERS = {"no": "#00224e", "yes": "#fee838"}  # the ends of the colour map
 EXPERT, STUDENT, POOL = COLORBLIND[0], COLORBLIND[1], "0.35"
 SCORES = {
@@ -150,15 +149,15 @@ def draw_policies(
               handlelength=1, columnspacing=1)  # fmt: skip
 
 
-def draw_scatter(ax: Axes, states: pd.DataFrame, color: str, palette: Mapping[str, str] | None = None) -> None:
+def draw_scatter(ax: Axes, states: pd.DataFrame, color: str, colors: Mapping[str, str] | None = None) -> None:
     """Each state as a point, entropy against BALD, coloured by a column; missing values are left out.
 
-    `palette`: the colour of each value of a column of categories.
+    `colors`: that of each value of a column of categories.
     """
     known = states.dropna(subset=[color])
     values, style = known[color], dict[str, Any](s=7, linewidth=0)
-    if palette:
-        for value, shade in palette.items():
+    if colors:
+        for value, shade in colors.items():
             part = known[values == value]
             ax.scatter(part["score_entropy"], part["score_bald"], color=shade, label=value, **style)
         ax.legend(title=axis_label(color), fontsize="small", markerscale=2)
@@ -172,11 +171,13 @@ def draw_scatter(ax: Axes, states: pd.DataFrame, color: str, palette: Mapping[st
 
 def draw_rounds(ax: Axes, table: pd.DataFrame, column: str, by: str = "score") -> None:
     """A column over the rounds, a line per function (or per pair of them); the whole pool is dotted."""
-    for i, (name, rows) in enumerate(table.dropna(subset=[column]).groupby(by, sort=False)):
-        color = POOL if name == "pool" else COLORS.get(str(name), _OTHERS[i % len(_OTHERS)])
+    colors = palette(set(table[by]) - {"pool"}) | {"pool": POOL}
+    for name, rows in table.dropna(subset=[column]).groupby(by, sort=False):
         style = ":" if name == "pool" else "-"
         label = " · ".join(map(name_of, str(name).split(" · ")))
-        ax.plot(rows["round"], rows[column], color=color, linestyle=style, marker="o", markersize=3, label=label)
+        ax.plot(
+            rows["round"], rows[column], color=colors[str(name)], linestyle=style, marker="o", markersize=3, label=label
+        )
     ax.set_xlabel("round")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 

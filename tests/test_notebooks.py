@@ -15,7 +15,7 @@ import aamlib
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
-    "01_train_expert": {*aamlib.PQNConfig.names(), "run_dir", "output", "card_episodes", "card_seed", "temperature"},
+    "01_train_expert": {*aamlib.PQNConfig.names(), *aamlib.cards.CardConfig.names(), "run_dir", "output"},
     "02_run_experiment": {*aamlib.ExperimentConfig.names(), "preset", "run_dir"},
     "03_run_batch": {
         *("grid", "out", "dry_run", "measured", "side_by_side", "threads", "measure_first", "scheduler", "retries")
@@ -139,6 +139,7 @@ PONG = str(aamlib.experts.expert_path("pong"))
             {"start_from": "pong", "output": PONG},
             f"output = start_from = '{PONG}' would be overwritten",
         ),
+        ("01_train_expert", {"card_episodes": "many"}, "card_episodes = 'many' is of type str; give int."),
         ("02_run_experiment", {"aquisition": "bald"}, "unknown parameter 'aquisition'; did you mean 'acquisition'?"),
         ("02_run_experiment", {"preset": "quikc"}, "unknown preset 'quikc'; did you mean 'quick'?"),
         ("03_run_batch", {"gird": "grid.toml"}, "unknown parameter 'gird'; did you mean 'grid'?"),

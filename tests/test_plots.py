@@ -227,6 +227,14 @@ def test_functions_of_ones_own_are_told_from_others():
     assert [plots.name_of(name) for name in names] == shown
 
 
+def test_a_function_has_the_same_colour_over_the_rounds_as_in_comparisons(ax):
+    names = ["pool", "entropy", "mine:own", "bald"]
+    figures.draw_rounds(ax, pd.DataFrame({"round": 1, "score": names, "q_gap": 0.5}), "q_gap")
+    drawn = {line.get_label(): line.get_color() for line in ax.get_lines()}
+    assert drawn.pop("pool") == figures.POOL
+    assert drawn == {plots.name_of(name): plots.palette(["mine:own", "bald"])[name] for name in names[1:]}
+
+
 def test_every_action_of_the_largest_set_has_a_colour_of_its_own():
     for n_actions in (4, 10, 18):
         assert len(set(figures.action_palette([str(i) for i in range(n_actions)]).values())) == n_actions

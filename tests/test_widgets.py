@@ -230,6 +230,16 @@ def test_a_selection_is_sorted_filtered_and_cut_as_told(runs):
     assert (view.shown["score_entropy"] >= threshold).all()
 
 
+def test_a_run_is_sorted_by_its_own_function_until_told_otherwise(runs):
+    view = SelectionView(runs, "pong-bald")
+    dropdown = controls(view.panel, "aam-sort")
+    view.run = "pong-entropy"
+    assert view.sort == dropdown.value == "score_entropy"
+    view.sort = "q_gap"
+    view.run = "pong-bald"
+    assert view.sort == dropdown.value == "q_gap"
+
+
 def test_round_run_and_place_change_grid_and_numbers(runs):
     view = SelectionView(runs, "pong-bald")
     grid, motion = controls(view.panel, "aam-grid"), controls(view.panel, "aam-motion")
@@ -427,8 +437,10 @@ def test_the_points_on_the_page_are_the_rounds_in_their_colours(runs):
         view.figure()
 
 
-@pytest.mark.parametrize(("view", "trait"), [(SelectionView, "sort"), (ScatterView, "color")])
-def test_a_run_without_the_chosen_column_falls_back(runs, tmp_path, view, trait):
+@pytest.mark.parametrize(
+    ("view", "trait", "first"), [(SelectionView, "sort", "score_entropy"), (ScatterView, "color", "q_gap")]
+)
+def test_a_run_without_the_chosen_column_falls_back(runs, tmp_path, view, trait, first):
     own = publish(runs["pong-bald"], tmp_path / "own", selections=1)
     path = next((own.dir / "selections").iterdir())
     pd.read_parquet(path).assign(**{"score_mine:margin": 0.5}).to_parquet(path)
@@ -436,15 +448,17 @@ def test_a_run_without_the_chosen_column_falls_back(runs, tmp_path, view, trait)
     dropdown = controls(shown.panel, f"aam-{trait}")
     assert dropdown.value == "score_mine:margin"
     shown.run = "other"
-    assert getattr(shown, trait) == dropdown.value == view.class_traits()[trait].default_value
+    assert getattr(shown, trait) == dropdown.value == first
     assert "score_mine:margin" not in [column for _, column in dropdown.options]
     shown.run = "own"
     setattr(shown, trait, "score_mine:margin")
     assert dropdown.value == "score_mine:margin"
 
 
-@pytest.mark.parametrize(("view", "trait"), [(SelectionView, "sort"), (ScatterView, "color")])
-def test_a_run_of_other_rounds_and_columns_is_shown_all_the_same(runs, tmp_path, view, trait):
+@pytest.mark.parametrize(
+    ("view", "trait", "first_column"), [(SelectionView, "sort", "score_bald"), (ScatterView, "color", "q_gap")]
+)
+def test_a_run_of_other_rounds_and_columns_is_shown_all_the_same(runs, tmp_path, view, trait, first_column):
     own, other = (publish(runs["pong-bald"], tmp_path / name, selections=2) for name in ("own", "other"))
     first, last = sorted((own.dir / "selections").iterdir())
     pd.read_parquet(last).assign(**{"score_mine:margin": 0.5}).to_parquet(last)
@@ -453,7 +467,7 @@ def test_a_run_of_other_rounds_and_columns_is_shown_all_the_same(runs, tmp_path,
     dropdown = controls(shown.panel, f"aam-{trait}")
     controls(shown.panel, "aam-run").value = "other"
     assert (shown.run, shown.round) == ("other", int(first.stem))
-    assert getattr(shown, trait) == dropdown.value == view.class_traits()[trait].default_value
+    assert getattr(shown, trait) == dropdown.value == first_column
     assert shown.problem == ""
     shown.figure()
 

@@ -86,13 +86,18 @@ class RoundView(View):
         """Columns of the states by which they can be shown."""
         raise NotImplementedError
 
+    def first_column(self, run: str) -> str:
+        """The column by which a run is shown, unless told otherwise."""
+        raise NotImplementedError
+
     @traitlets.observe("run")
-    def _keep_what_there_is(self, _: Any) -> None:
+    def _keep_what_there_is(self, change: Any) -> None:
         with self.hold_trait_notifications():  # nothing is shown of the new round by a column that it lacks
             if self.round not in self.rounds:
                 self.round = self.rounds[-1]
-            if getattr(self, self.column_trait) not in self.offered:
-                setattr(self, self.column_trait, self.trait_defaults(self.column_trait))
+            column = getattr(self, self.column_trait)
+            if column not in self.offered or (change.old and column == self.first_column(change.old)):
+                setattr(self, self.column_trait, self.first_column(self.run))
 
     @traitlets.validate("run")
     def _readable_run(self, proposal: Any) -> str:

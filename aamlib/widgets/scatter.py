@@ -33,8 +33,12 @@ class ScatterView(RoundView):
     column_trait = "color"
 
     kind = traitlets.Enum(("queried", "random"), "random")
-    color = traitlets.Unicode("q_gap")
+    color = traitlets.Unicode()
     picked = traitlets.Tuple()
+
+    def first_column(self, run: str) -> str:
+        """The Q-gap, of every run."""
+        return "q_gap"
 
     @property
     def offered(self) -> list[str]:

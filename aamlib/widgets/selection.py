@@ -61,7 +61,7 @@ def write_study_gifs(runs: dict[str, Run], folder: str | Path) -> list[str]:
             if (run.config["game"], run.config["acquisition"], run.config["query_fraction"]) == treatment
         }
         if found:
-            view = SelectionView(runs, found[min(found)], sort=f"score_{acquisition}", folder=Path(folder))
+            view = SelectionView(runs, found[min(found)], folder=Path(folder))
         if found and len(view.shown):
             gif, _ = view.export(name)
             told.append(f"{gif}: {len(view.shown)} states, {view.run}, round {view.round}")
@@ -76,14 +76,14 @@ class SelectionView(RoundView):
 
     Only states whose frames were recorded can be shown; percentiles are over all recorded states of the kind.
 
-    Traits beside `RoundView`'s: sort (a column: "score_bald", "q_gap", ...), descending, gaps (Q-gap from, to),
-    percentiles (of the sorted column, from, to), agreement (one of `AGREEMENT`), position (of the state in the grid),
-    columns (of the grid), folder (for exports).
+    Traits beside `RoundView`'s: sort (a column: "score_bald", "q_gap", ...; at first the score of the run's own
+    function), descending, gaps (Q-gap from, to), percentiles (of the sorted column, from, to), agreement (one of
+    `AGREEMENT`), position (of the state in the grid), columns (of the grid), folder (for exports).
     """
 
     column_trait = "sort"
 
-    sort = traitlets.Unicode("score_bald")
+    sort = traitlets.Unicode()
     descending = traitlets.Bool(True)
     gaps = traitlets.Tuple((0.0, math.inf))
     percentiles = traitlets.Tuple((0, 100))
@@ -91,6 +91,10 @@ class SelectionView(RoundView):
     position = traitlets.Int(0, min=0)
     columns = traitlets.Int(10, min=1)
     folder = traitlets.Instance(Path, args=(".",))
+
+    def first_column(self, run: str) -> str:
+        """What the run's own function makes of the states."""
+        return f"score_{self.runs[run].config['acquisition']}"
 
     @property
     def offered(self) -> list[str]:
