@@ -139,7 +139,7 @@ PONG = str(aamlib.experts.expert_path("pong"))
             {"start_from": "pong", "output": PONG},
             f"output = start_from = '{PONG}' would be overwritten",
         ),
-        ("01_train_expert", {"card_episodes": "many"}, "card_episodes = 'many' is of type str; give int."),
+        ("01_train_expert", {"card_episodes": 1}, "card_episodes = 1 is out of range; give a value at least 2."),
         ("02_run_experiment", {"aquisition": "bald"}, "unknown parameter 'aquisition'; did you mean 'acquisition'?"),
         ("02_run_experiment", {"preset": "quikc"}, "unknown preset 'quikc'; did you mean 'quick'?"),
         ("03_run_batch", {"gird": "grid.toml"}, "unknown parameter 'gird'; did you mean 'grid'?"),
