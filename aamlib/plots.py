@@ -42,7 +42,7 @@ COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer
 )  # fmt: skip
 # The built-in functions', which stand in this order.
 COLORS = {name: COLORBLIND[i] for name, i in {"bald": 0, "variation_ratio": 2, "entropy": 1, "random": 4}.items()}
-_OTHERS = [COLORBLIND[i] for i in (3, 9, 5, 6, 7, 8)]
+_OTHERS = [COLORBLIND[i] for i in (3, 9, 7, 5, 6, 8)]
 PHASES = dict(zip((name for name in METRICS if name.startswith("seconds_")), COLORBLIND, strict=False))
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from aamlib.networks import (
     BLOCKS_SHAPE,
+    FORWARD_BATCH,
     STACK_SHAPE,
     TRIAL_BATCH,
     NatureDQN,
@@ -59,7 +59,9 @@ class PackedTrunk:
         with torch.no_grad():
             convolutions, (hidden, weight) = _layers(network)
             self.convolutions = [_Convolution(module, kernel.to(self.dtype)) for module, kernel in convolutions]
-            self.weight, self.bias = weight.to(self.dtype), hidden.bias.to(self.dtype, copy=True)
+            # The order in which oneDNN wants this one is the same for all but the smallest batches.
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), FORWARD_BATCH)
+            self.bias = hidden.bias.to(self.dtype, copy=True)
         self(torch.zeros(1, *BLOCKS_SHAPE, dtype=torch.uint8))  # fails here, where torch cannot pack
 
     def __call__(self, states: States) -> Float[Tensor, "N F"]:
@@ -68,7 +70,7 @@ class PackedTrunk:
             x = as_blocks(states).to(self.dtype)
             for convolution in self.convolutions:
                 x = convolution(x)
-            return F.linear(_flatten(x), self.weight, self.bias).relu_()
+            return torch.ops.mkldnn._linear_pointwise(_flatten(x), self.weight, self.bias, "relu", [], "")
 
 
 class _Convolution:
