@@ -112,7 +112,7 @@ class NatureDQN(nn.Module):
             return nn.GroupNorm(1, channels) if normalise else nn.Identity()
 
         self.trunk = nn.Sequential(
-            PixelConv2d(32, bias=conv_bias), norm(32), nn.ReLU(),  # what it gets is a view: in place is a detour there
+            PixelConv2d(32, bias=conv_bias), norm(32), nn.ReLU(),  # it gets a view: in place its gradient is slow
             nn.Conv2d(32, 64, 4, stride=2, bias=conv_bias), norm(64), nn.ReLU(inplace=True),
             nn.Conv2d(64, 64, 3, bias=conv_bias), norm(64), nn.Flatten(),
             nn.ReLU(inplace=True),  # flat, as its gradient comes from the next layer
