@@ -55,7 +55,7 @@ def save_checkpoint(
 def drop_checkpoints(run_dir: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and what only they needed."""
     folder = run_dir / "checkpoints"
-    manifests = sorted(folder.glob(f"{NUMBER}.json"), reverse=True)
+    manifests = _manifests(run_dir)
     for manifest in manifests[keep:]:
         manifest.unlink()
     needed = {name for manifest in manifests[:keep] for name in json.loads(manifest.read_text())}
@@ -74,7 +74,7 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
     Warns of each damaged checkpoint that it passes over. Raises RunFolderError if all are damaged, or there is none of
     a run that has tables already, as in a published one.
     """
-    manifests = sorted((run_dir / "checkpoints").glob(f"{NUMBER}.json"), reverse=True)
+    manifests = _manifests(run_dir)
     for manifest in manifests:
         try:
             hashes = json.loads(manifest.read_text())
@@ -107,9 +107,9 @@ def load_student(run_dir: str | Path) -> MCDropoutDQN:
 
     Raises RunFolderError if there is none yet, or its weights cannot be read.
     """
-    folder = Path(run_dir) / "checkpoints"
-    complete = {path.stem for path in folder.glob(f"{NUMBER}.json")}  # published runs have no manifest
-    saved = sorted(path for path in folder.glob(f"{NUMBER}.safetensors") if not complete or path.stem in complete)
+    complete = {path.stem for path in _manifests(Path(run_dir))}  # published runs have no manifest
+    weights_files = (Path(run_dir) / "checkpoints").glob(f"{NUMBER}.safetensors")
+    saved = sorted(path for path in weights_files if not complete or path.stem in complete)
     if not saved:
         raise RunFolderError(f"{run_dir} holds no student yet (checkpoints/*.safetensors); go on with its run.")
     try:
@@ -119,6 +119,11 @@ def load_student(run_dir: str | Path) -> MCDropoutDQN:
     student = MCDropoutDQN(len(weights["head.weight"]), dropout=read_config(run_dir)["dropout"])
     student.load_state_dict(weights)
     return student.eval()
+
+
+def _manifests(run_dir: Path) -> list[Path]:
+    """Of all complete checkpoints, the newest first."""
+    return sorted((run_dir / "checkpoints").glob(f"{NUMBER}.json"), reverse=True)
 
 
 def _save_pool(folder: Path, pool: FramePool) -> list[Path]:
@@ -138,7 +143,7 @@ def _save_pool(folder: Path, pool: FramePool) -> list[Path]:
 def _hashes_of_segments(run_dir: Path) -> dict[str, str]:
     """The hashes that the manifests have of the pool's segments that there are."""
     known: dict[str, str] = {}
-    for manifest in sorted((run_dir / "checkpoints").glob(f"{NUMBER}.json")):
+    for manifest in reversed(_manifests(run_dir)):
         with contextlib.suppress(ValueError):  # of a damaged one
             known |= json.loads(manifest.read_text())
     there = {path.relative_to(run_dir).as_posix() for path in (run_dir / "pool").glob(_SEGMENTS)}

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 
 from aamlib.comparison import TREATMENT, to_common_end
-from aamlib.files import NUMBER
 from aamlib.runs import Run, find_runs, read_table
 from aamlib.selections import all_rounds, choices, reliability, was_right
 
@@ -67,8 +66,9 @@ def load_choices(root: str | Path, *more: str | Path) -> pd.DataFrame:
     """
     columns, tables = ["run", "round", "score", "own", *ASKED, *OF_SCORES], []
     for name, folder in find_runs(root, *more).items():
-        if (folder / CHOICES).exists() or any(folder.glob(f"selections/{NUMBER}.parquet")):
-            table, config = read_choices(run := Run(folder)), run.config
+        run = Run(folder)
+        if (folder / CHOICES).exists() or run.recorded:
+            table, config = read_choices(run), run.config
             own = (table["score"] == config.get("acquisition")) & (config.get("query_fraction", 1) < 1)
             tables.append(table.assign(run=name, own=own))
     if not tables:

@@ -166,6 +166,11 @@ class Run:
         """One row per evaluated game, columns as in `EVALUATIONS`. Raises RunFolderError if it cannot be read."""
         return read_table(self.dir / "evaluations.csv", EVALUATIONS, filled=EVALUATIONS)
 
+    @property
+    def recorded(self) -> list[int]:
+        """The rounds whose selection is recorded."""
+        return sorted(int(path.stem) for path in (self.dir / "selections").glob(f"{NUMBER}.parquet"))
+
     def selection(self, number: int) -> pd.DataFrame:
         """The recorded states of a round, one row each.
 
@@ -176,8 +181,7 @@ class Run:
         """
         path = self.dir / "selections" / f"{number:06d}.parquet"
         if not path.exists():
-            rounds = sorted(int(p.stem) for p in path.parent.glob(f"{NUMBER}.parquet"))
-            known = f"those of {', '.join(map(str, rounds))}" if rounds else "none"
+            known = f"those of {', '.join(map(str, self.recorded))}" if self.recorded else "none"
             raise RunFolderError(f"{self.dir} has no selection of round {number}; it has {known}.")
         try:
             table = pd.read_parquet(path)

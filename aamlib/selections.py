@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from aamlib.acquisition import bald, entropy, variation_ratio
-from aamlib.files import DATA_DIR, NUMBER, RunFolderError, not_hidden
+from aamlib.files import DATA_DIR, RunFolderError, not_hidden
 from aamlib.runs import Run
 
 INDIFFERENT = 0.95  # of the highest entropy, ln A
@@ -78,8 +78,7 @@ def describe(selection: pd.DataFrame, temperature: float) -> pd.DataFrame:
 
 def rounds_of(run: Run) -> list[int]:
     """The rounds whose selection is recorded. Raises RunFolderError if none is."""
-    rounds = sorted(int(path.stem) for path in (run.dir / "selections").glob(f"{NUMBER}.parquet"))
-    if not rounds:
+    if not (rounds := run.recorded):
         raise RunFolderError(f"{run.dir} holds no recorded selection; give the folder of a run of at least one round.")
     return rounds
 
