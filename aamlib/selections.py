@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from aamlib.acquisition import bald, entropy, variation_ratio
-from aamlib.files import DATA_DIR, RunFolderError, not_hidden
+from aamlib.files import DATA_DIR, NUMBER, RunFolderError, not_hidden
 from aamlib.runs import Run
 
 INDIFFERENT = 0.95  # of the highest entropy, ln A
@@ -94,7 +94,9 @@ def recorded_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dic
     elif isinstance(roots, str | Path):
         roots = [roots]
     folders = {
-        path.parent.parent.absolute() for root in roots for path in not_hidden(Path(root), "selections/*.parquet")
+        path.parent.parent.absolute()
+        for root in roots
+        for path in not_hidden(Path(root), f"selections/{NUMBER}.parquet")
     }
     if not folders:
         raise RunFolderError(

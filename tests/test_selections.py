@@ -154,6 +154,8 @@ def test_an_auroc_of_few_mistakes_is_not_taken():
 
 
 def test_what_is_not_there_is_said_in_one_sentence(tmp_path):
+    (tmp_path / "run" / "selections").mkdir(parents=True)
+    (tmp_path / "run" / "selections" / "000001 (1).parquet").touch()  # a copy that a cloud made
     with pytest.raises(aamlib.RunFolderError, match="no run with recorded selections below"):
         selections.recorded_runs([tmp_path])
     with pytest.raises(aamlib.RunFolderError, match="holds no recorded selection"):
