@@ -242,8 +242,8 @@ def estimates(runs: pd.DataFrame, measure: str) -> pd.DataFrame:
     """One row per game, share and function: the seeds' interquartile mean of a measure, with its interval.
 
     Columns game, query_fraction, acquisition, seeds, iqm, low and high (NaN with fewer than `stats.MIN_SEEDS` seeds).
-    Where a function was run on several games with the same share, with so many seeds each, a further row has all games,
-    equally weighty.
+    Where there are several games with the same share, a function that has so many seeds on each of them has a further
+    row of all games, equally weighty.
     """
     rows = []
     for (game, fraction), functions in _strata(runs, measure).items():

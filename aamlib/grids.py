@@ -60,12 +60,12 @@ def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | 
         varied = dict(zip(values, combination[1:], strict=True)) | {"seed": combination[0]}
         if _excluded(varied, content["exclude"]):
             continue
-        name = _name(varied)
         parameters = {"preset": content["preset"], **constants, **varied}
         try:
             config = ExperimentConfig(**{**shared, **constants, **varied})
         except ConfigError as error:
-            raise ConfigError(f"cell {name}: {error}") from error
+            raise ConfigError(f"cell {_name(varied)}: {error}") from error
+        name = _name({setting: getattr(config, setting) for setting in varied})
         if config.expert and Path(config.expert).is_file():  # workers may stand in another folder
             parameters["expert"] = str(Path(config.expert).absolute())
             config = dataclasses.replace(config, expert=parameters["expert"])
@@ -76,6 +76,7 @@ def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | 
         raise ConfigError("every cell of the grid is excluded; remove an exclusion.")
     if len(doubled := {cell.name for cell in cells}) < len(cells):
         raise ConfigError(f"{len(cells)} cells have only {len(doubled)} folder names; make the values differ in more.")
+    _check_whole_pool(cells)
     for expert, game in sorted(experts):
         try:
             check_fits(load_expert(expert), game, expert)
@@ -116,8 +117,8 @@ def _read(grid: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(content[key], kind):
             raise ConfigError(f"{key} = {content[key]!r} is no {wanted}; see the top of aamlib/grids.py.")
     if "seeds" in content:
-        if "seed" in content["values"]:
-            raise ConfigError("the grid gives both seeds and values of seed; keep one.")
+        if "seed" in content["values"] or "seed" in content["constants"]:
+            raise ConfigError("the grid gives seeds and also a seed in its tables; keep one.")
         content["values"] = content["values"] | {"seed": content["seeds"]}
     elif "seed" not in content["constants"]:
         content["values"] = {"seed": [0]} | content["values"]
@@ -169,6 +170,18 @@ def _excluded(varied: Mapping[str, Any], exclusions: list[Mapping[str, Any]]) ->
         return varied[name] in excluded if isinstance(excluded, list) else varied[name] == excluded
 
     return any(all(matches(*line) for line in exclusion.items()) for exclusion in exclusions)
+
+
+def _check_whole_pool(cells: list[Cell]) -> None:
+    """Where all states are asked about, a function changes nothing; notebook 4 would find the same run twice."""
+    first: dict[ExperimentConfig, Cell] = {}
+    for cell in cells:
+        same = first.setdefault(dataclasses.replace(cell.config, acquisition="random"), cell)
+        if cell.config.query_fraction == 1 and same is not cell:
+            raise ConfigError(
+                f"{same.name} and {cell.name} would be the same run, for both ask about the whole pool; leave one out "
+                "by [[exclude]]."
+            )
 
 
 def _name(varied: Mapping[str, Any]) -> str:

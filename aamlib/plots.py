@@ -168,7 +168,7 @@ def plot_metric(
 
 
 def plot_asked(rounds: pd.DataFrame, column: str, *, ax: Axes | None = None) -> Axes:
-    """What each run asked about, running means of ten rounds; dotted, the same of all states in the pools.
+    """What each run asked about, means of the ten rounds around each; dotted, the same of all states in the pools.
 
     The dotted pools are those of the random runs, if there are any, which no function has shaped. `rounds`: as
     `aamlib.evidence.per_round`. `column`: asked_indifferent, asked_costly (log), asked_q_gap, or auroc and
@@ -178,7 +178,9 @@ def plot_asked(rounds: pd.DataFrame, column: str, *, ax: Axes | None = None) -> 
     is_log, is_auroc = column == "asked_costly", column.startswith("auroc")
 
     def running(values: pd.Series) -> pd.Series:
-        means = values.rolling(10, min_periods=1).mean().where(values.bfill().notna())
+        means = (
+            values.rolling(10, min_periods=1, center=True).mean().where(values.ffill().notna() & values.bfill().notna())
+        )
         return means.where(means > 1e-9) if is_log else means  # rolling leaves a rounding error of a zero
 
     for acquisition in in_order(rounds["acquisition"]):
@@ -282,6 +284,7 @@ def plot_seconds(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style: Any) -> None:
     """The runs of one function: each a line, or from five on their interquartile mean in its interval's band."""
     known = rows.dropna(subset=[y])
+    rows = rows[rows["run"].isin(known["run"])]
     seeds = known["run"].nunique()
     shared = known.pivot(index="agent_steps", columns="run", values=y).dropna()  # steps of which every run has a value
     if seeds < stats.MIN_SEEDS or shared.empty:
@@ -292,7 +295,7 @@ def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style
     values = shared.to_numpy().T  # (seeds, evaluations)
     low, high = stats.interval(stats.iqm, values)
     band = pd.DataFrame({"low": low, "iqm": stats.iqm(values, axis=0), "high": high}, index=shared.index)
-    at = rows[rows["run"].isin(known["run"])].groupby("agent_steps")["run"].agg("count")
+    at = rows.groupby("agent_steps")["run"].agg("count")
     band = band.reindex(at.index[at == seeds])  # with a gap where a run that went so far has nothing
     xs = rows.groupby("agent_steps")[x].mean().loc[band.index]
     ax.fill_between(xs, band["low"], band["high"], color=style["color"], alpha=0.2, linewidth=0)
@@ -307,7 +310,8 @@ def _draw_references(ax: Axes, references: Mapping[str, float] | None) -> None:
 def legend_once(ax: Axes, **style: Any) -> None:
     """A legend in which lines of one label, such as several runs of one function, stand once."""
     handles, names = ax.get_legend_handles_labels()
-    ax.legend(dict(zip(names, handles, strict=True)).values(), dict.fromkeys(names), **{"fontsize": "small", **style})
+    entries = dict(zip(names, handles, strict=True))
+    ax.legend(entries.values(), entries, **{"fontsize": "small", **style})
 
 
 def _finish(ax: Axes, x: str) -> Axes:

@@ -106,7 +106,7 @@ def to_markdown(table: pd.DataFrame) -> str:
         text[name] = _as_text(table[name])
         if f"{name}_low" in table:
             low, high = (_as_text(table[f"{name}_{end}"].rename(name)) for end in ("low", "high"))
-            text[name] += (" (" + low + " to " + high + ")").where((table["runs"] > 1) & table[name].notna(), "")
+            text[name] += (" (" + low + " to " + high + ")").where(table[f"{name}_low"] < table[f"{name}_high"], "")
     text = text.rename(columns={"query_fraction": "share", "acquisition": "function"})
     return text.rename(columns=lambda name: name.replace("_", " ")).to_markdown(index=False, disable_numparse=True)
 

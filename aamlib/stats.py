@@ -90,12 +90,13 @@ def probability_of_improvement(x: Sequence[np.ndarray], y: Sequence[np.ndarray],
 
 
 def permutation_p(x: Sequence[np.ndarray], y: Sequence[np.ndarray], seed: int = 0) -> float:
-    """Two-sided p-value of "a run of X scores higher than one of Y as often as lower", in (0, 1].
+    """Two-sided p-value of "the runs of X and of Y are distributed alike", in (0, 1].
 
     The runs of a game are exchanged between X and Y: `probability_of_improvement` is as far from one half, or farther,
     in this share of the ways to do so. Up to 99,999 ways all are tried; of more, as many at random and the observed one
-    (Phipson & Smyth 2010). Students of the same seed start from the same weights; this is not made use of, so that
-    smaller differences go unnoticed, but false ones are not more frequent.
+    (Phipson & Smyth 2010). Where one function's runs spread far more than the other's, it is small more often than it
+    says, though neither is the higher one. Students of the same seed start from the same weights; this is not made use
+    of, so that smaller differences go unnoticed, but false ones are not more frequent.
     """
     orders = _exchanges([(len(of_x), len(of_y)) for of_x, of_y in zip(x, y, strict=True)], np.random.default_rng(seed))
     probabilities = []

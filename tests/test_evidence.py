@@ -51,6 +51,7 @@ def test_functions_are_compared_on_the_pools_that_none_of_them_has_shaped(tmp_pa
     assert table.loc[["entropy", "pool"], "decided_taken"].tolist() == pytest.approx([0.1, 1])
     assert table.loc["bald", ["reliability", "rounds_reliability"]].tolist() == pytest.approx([0.3, 4])
     assert "30 % (20 % to 40 %)" in report.to_markdown(table.reset_index())
+    assert "30 % (" not in report.to_markdown(table.assign(indifferent_low=0.3, indifferent_high=0.3).reset_index())
     rows = report.side_by_side(table.reset_index()).set_index("of the states")
     assert rows.loc["expert indifferent", ["share", "bald", "entropy", "(all states)"]].tolist() == [
         "10 %", "30 %", "70 %", "70 %",

@@ -55,6 +55,11 @@ def test_a_constant_seed_and_no_seed_are_one_seed(tmp_path):
     assert [cell.name for cell in plan(values | {"constants": {"seed": 7}}, tmp_path)] == ["bald-seed=7"]
 
 
+def test_a_number_names_the_same_folder_however_it_is_written(tmp_path, as_users):
+    written = ({"seeds": [1], "values": {"query_fraction": [1]}}, {"seeds": [1.0], "values": {"query_fraction": [1.0]}})
+    assert [cell.name for grid in written for cell in plan(grid, tmp_path)] == ["query_fraction=1.0-seed=1"] * 2
+
+
 def test_values_may_be_given_as_a_range_or_a_tuple(tmp_path):
     grid = {"seeds": range(2), "values": {"query_fraction": (0.1, 0.4)}}
     assert plan(grid, tmp_path) == plan({"seeds": [0, 1], "values": {"query_fraction": [0.1, 0.4]}}, tmp_path)
@@ -101,7 +106,8 @@ def test_the_grids_of_published_runs_name_the_expert_that_labelled_them(path, tm
         ({"seeds": [1, 1]}, "seed lists 1 twice"),
         ({"values": {"acquisition": "bald"}}, r"no list; write \['bald'\]"),
         ({"values": ["bald"]}, "no table"),
-        ({"seeds": [0], "values": {"seed": [1]}}, "both seeds and values of seed"),
+        ({"seeds": [0], "values": {"seed": [1]}}, "seeds and also a seed in its tables"),
+        ({"seeds": [0], "constants": {"seed": 1}}, "seeds and also a seed in its tables"),
         ({"seeds": [0], "constants": {"game": "pong"}, "values": {"game": ["pong"]}}, "both .constants. and .values."),
         ({"values": {"query_fraction": [0.1, 2.0]}}, "cell query_fraction=2.0-seed=0: query_fraction = 2.0 is out of"),
         ({"values": {"acquisition": ["bold"]}}, "unknown acquisition 'bold'; did you mean 'bald'"),
@@ -110,6 +116,10 @@ def test_the_grids_of_published_runs_name_the_expert_that_labelled_them(path, tm
         ({"seeds": [0, 1], "exclude": [{"game": "pong"}]}, "exclusion of 'game', which does not vary"),
         ({"values": {"expert": ["a/pong", "a:pong"]}}, "2 cells have only 1 folder names"),
         ({"constants": {"seed": 5}, "values": {"seed": [0, 1]}}, "'seed' stands in both .constants. and .values."),
+        (
+            {"values": {"query_fraction": [0.1, 1.0], "acquisition": ["bald", "random"]}},
+            "query_fraction=1.0-bald-seed=0 and query_fraction=1.0-random-seed=0 would be the same run",
+        ),
         ({"values": {"acquisition": ["torch:abs"]}}, "acquisition 'torch:abs' fails: TypeError"),
     ],
 )

@@ -100,6 +100,13 @@ def test_a_band_has_a_gap_where_a_seed_has_nothing(ax, curves):
     assert ax.get_lines()[0].get_ydata().tolist() == pytest.approx([12, np.nan, 32], nan_ok=True)
 
 
+def test_a_run_without_a_value_yet_does_not_move_the_band(ax, curves):
+    curves = curves[curves["acquisition"] == "bald"]
+    begun = curves.head(1).assign(run="begun", labels_used=1000, smoothed=np.nan)
+    plots.plot_curves(pd.concat([curves, begun]), {}, x="labels_used", ax=ax)
+    assert ax.get_lines()[0].get_xdata().tolist() == [10, 20, 30]
+
+
 def test_a_setting_by_which_runs_are_told_apart_follows_the_name():
     assert plots.name_of("bald, n_samples=100") == "BALD, n_samples=100"
     assert plots.name_of("margin:margin, n_samples=100") == "margin, n_samples=100"
@@ -194,11 +201,12 @@ def test_what_was_asked_stands_beside_the_pools_that_no_function_has_shaped(ax):
     assert ax.get_lines()[-1].get_ydata().tolist() == pytest.approx([0.8] * 3)
 
 
-def test_a_running_mean_ends_with_its_last_value(ax):
-    values = [np.nan, 0.6, np.nan, 0.8, np.nan]
-    rounds = pd.DataFrame({"agent_steps": range(5), "run": "a", "acquisition": "bald", "auroc": values})
+def test_a_running_mean_is_of_the_rounds_around_and_begins_and_ends_with_its_values(ax):
+    values = [np.nan, 0.6, *[np.nan] * 4, 0.8, np.nan]
+    rounds = pd.DataFrame({"agent_steps": range(8), "run": "a", "acquisition": "bald", "auroc": values})
     plots.plot_asked(rounds, "auroc", ax=ax)
-    assert ax.get_lines()[0].get_ydata().tolist() == pytest.approx([np.nan, 0.6, 0.6, 0.7, np.nan], nan_ok=True)
+    means = [np.nan, 0.6, *[0.7] * 5, np.nan]
+    assert ax.get_lines()[0].get_ydata().tolist() == pytest.approx(means, nan_ok=True)
 
 
 def test_seconds_add_up_to_minutes_per_phase(ax):
