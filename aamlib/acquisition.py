@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from aamlib.config import ConfigError, nearest
@@ -130,25 +130,31 @@ def find_acquisition(name: str) -> Acquisition:
     """The function of a registered name, or of "my_module:my_function". Raises ConfigError if there is none."""
     if name in ACQUISITIONS:
         return ACQUISITIONS[name]
-    module_name, separator, function_name = name.partition(":")
-    if not separator:
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         raise ConfigError(
             f"unknown acquisition {name!r}; {nearest(name, ACQUISITIONS)} Your own: 'my_module:my_function'."
         )
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"acquisition {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
-    except Exception as error:  # a mistake in the user's own module
+        module = importlib.import_module(module_name)
+    except Exception as error:  # no module, or a mistake in it
+        is_absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        advice = "is its folder on PYTHONPATH?" if is_absent else f"mend {module_name}."
         raise ConfigError(
-            f"acquisition {name!r} cannot be imported: {type(error).__name__}: {error}; mend {module_name}."
+            f"acquisition {name!r} cannot be imported: {type(error).__name__}: {error}; {advice}"
         ) from error
+    function = getattr(module, function_name, None)
     if not callable(function):
-        raise ConfigError(
-            f"acquisition {name!r} is not a function; give one that maps logits (N, T, A) to scores (N,)."
-        )
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        known = nearest(function_name, functions)
+        raise ConfigError(f"acquisition {name!r}: {module_name} has no function {function_name!r}; {known}")
     if id(function) not in _sources:  # now, while the file is as it was imported
         _sources[id(function)] = function, _source_hash(function, module_name)
+    if module_name == "__main__" and _sources[id(function)][1] is None:
+        raise ConfigError(
+            f"acquisition {name!r} is in no file by which a run could know it again; save it as one, such as "
+            f"{function_name}.py, and give '{function_name}:{function_name}'."
+        )
     return function
 
 
@@ -169,36 +175,40 @@ def _source_hash(function: Acquisition, found_in: str) -> str | None:
         return None
 
 
-def scores_of(acquisition: Acquisition, logits: Float[Tensor, "N T A"], generator: torch.Generator) -> Any:
+def scores_of(
+    acquisition: Acquisition, logits: Float[Tensor, "N T A"], generator: torch.Generator
+) -> Shaped[Tensor, " N"]:
     """The function's scores, (N,), without gradient; its products are float32's, whatever precision is set around.
 
-    What is no tensor is returned as it is: a user's own function may return anything.
+    Raises ConfigError if it returns anything else.
     """
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        scores = acquisition(logits, generator=generator)
-    return scores.detach() if isinstance(scores, Tensor) else scores
+        scores: Any = acquisition(logits, generator=generator)
+    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
+        returned = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"type {type(scores).__name__}"
+        raise ConfigError(
+            f"the function returned scores of {returned} for {len(logits)} states; return one score per state, a "
+            "tensor (N,)."
+        )
+    return scores.detach()
 
 
 def check_acquisition(name: str, n_samples: int, n_actions: int, device: str = "cpu") -> None:
     """Try the function on a few random logits. Raises ConfigError if it fails, or does not return finite scores."""
-    logits = torch.randn(4, n_samples, n_actions, generator=torch.Generator().manual_seed(0))
+    n_states = 4 + max(n_samples, n_actions)  # unlike these, so that no axis can pass for another
+    logits = torch.randn(n_states, n_samples, n_actions, generator=torch.Generator().manual_seed(0))
     logits[2:] *= 200  # policies so sharp that some of their probabilities are 0
     logits[3] = logits[3, :1]  # and the passes' mean policy too
+    function = find_acquisition(name)
     try:
-        scores = scores_of(find_acquisition(name), logits.to(device), torch.Generator().manual_seed(0))
-    except ConfigError:
-        raise
+        scores = scores_of(function, logits.to(device), torch.Generator().manual_seed(0))
+    except ConfigError as error:
+        raise ConfigError(f"acquisition {name!r}: {error}") from error
     except Exception as error:  # of a user's own function, which may raise anything
         raise ConfigError(
             f"acquisition {name!r} fails: {type(error).__name__}: {error}; it is called as "
             f"function(logits, generator=generator), here with logits of shape {tuple(logits.shape)}."
         ) from error
-    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
-        returned = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"type {type(scores).__name__}"
-        raise ConfigError(
-            f"acquisition {name!r} returned scores of {returned} for {len(logits)} states; return one score per state, "
-            "a tensor (N,)."
-        )
     if not torch.isfinite(scores).all():
         raise ConfigError(f"acquisition {name!r} returned scores that are not finite; {_FINITE}")
 

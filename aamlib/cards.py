@@ -121,6 +121,8 @@ def commands(name: str, card: dict[str, Any]) -> list[str]:
         given = {key: value for key, value in stage["settings"].items() if value is not None}
         if number > 1:
             given["start_from"] = f"{folder}-{number - 1}/expert.safetensors"
+        measured = {"card_episodes": len(stage.get("scores", [])), "temperature": stage.get("temperature")}
+        given |= {key: value for key, value in measured.items() if value not in (0, None, getattr(CardConfig, key))}
         given |= {"card_seed": stage["score_seed"], "run_dir": f"{folder}-{number}"}
         parameters = [f"-p\N{NO-BREAK SPACE}{key}\N{NO-BREAK SPACE}{value}" for key, value in given.items()]
         command = ["papermill notebooks/01_train_expert.ipynb", f"{folder}-{number}.ipynb", "-k python3", *parameters]
@@ -142,6 +144,8 @@ def read_references(game: str, expert: str | None, sha256: str | None) -> dict[s
         except ExpertError as error:
             reason = reason or f" ({error})"
             continue
+        if card and "weights_sha256" not in card:
+            reason = reason or f" (that of {name} lacks the weights' hash, which save_expert writes)"
         for stage in stages(card):  # runs may be older than the expert's last stage
             if stage.get("weights_sha256", "unknown") == sha256 and {"score_mean", "random_score_mean"} <= stage.keys():
                 return {"expert": stage["score_mean"], "random play": stage["random_score_mean"]}

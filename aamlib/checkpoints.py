@@ -107,15 +107,20 @@ def load_student(run_dir: str | Path) -> MCDropoutDQN:
 
     Raises RunFolderError if there is none yet, or its weights cannot be read.
     """
-    complete = {path.stem for path in _manifests(Path(run_dir))}  # published runs have no manifest
+    manifests = {path.stem: path for path in _manifests(Path(run_dir))}  # published runs have none
     weights_files = (Path(run_dir) / "checkpoints").glob(f"{NUMBER}.safetensors")
-    saved = sorted(path for path in weights_files if not complete or path.stem in complete)
+    saved = sorted(path for path in weights_files if not manifests or path.stem in manifests)
     if not saved:
         raise RunFolderError(f"{run_dir} holds no student yet (checkpoints/*.safetensors); go on with its run.")
+    newest = saved[-1]
     try:
-        weights = safetensors.torch.load_file(saved[-1])
-    except (OSError, SafetensorError) as error:
-        raise RunFolderError(f"{saved[-1]} cannot be read ({error}); copy it again, or go on with its run.") from error
+        if manifests and json.loads(manifests[newest.stem].read_text())[f"checkpoints/{newest.name}"] != file_hash(
+            newest
+        ):
+            raise ValueError("it is another file than was written")
+        weights = safetensors.torch.load_file(newest)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunFolderError(f"{newest} cannot be read ({error}); copy it again, or go on with its run.") from error
     student = MCDropoutDQN(len(weights["head.weight"]), dropout=read_config(run_dir)["dropout"])
     student.load_state_dict(weights)
     return student.eval()

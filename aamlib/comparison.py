@@ -362,8 +362,9 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def iqm(values: pd.Series) -> float:
-    """The interquartile mean of a column's known values: `stats.iqm`."""
-    return float(stats.iqm(values.dropna().to_numpy(float)))
+    """The interquartile mean of a column's known values, `stats.iqm`; NaN without any."""
+    known = values.dropna().to_numpy(float)
+    return float(stats.iqm(known)) if len(known) else np.nan
 
 
 def _noise(of_runs: pd.Series) -> float:

@@ -25,8 +25,7 @@ class ConfigError(ValueError):
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """The end of an error message: the nearest allowed name if there is one, else all of them, or the first twenty."""
-    allowed = list(allowed)
-    if not allowed:
+    if not (allowed := [name for name in allowed if name]):
         return "there is none."
     if match := difflib.get_close_matches(name.lower(), allowed, n=1):
         return f"did you mean {match[0]!r}?"
@@ -194,7 +193,10 @@ class ExperimentConfig(Config):
         40, "environments side by side; pool_size, round_steps and warmup_steps are multiples of it", minimum=1
     )
     max_game_frames: int = setting(
-        MAX_GAME_FRAMES, "emulator frames, four an agent step, after which a game is cut", minimum=100
+        MAX_GAME_FRAMES,
+        "emulator frames, four an agent step, after which a game is cut",
+        minimum=100,
+        maximum=2**31 - 1,
     )
     epsilon_final: float = setting(0.1, "exploration after the fall from 1", minimum=0, maximum=1)
     epsilon_decay_steps: int = setting(500_000, "agent steps of that fall, after the warm-up", minimum=1)
@@ -231,7 +233,7 @@ class ExperimentConfig(Config):
         object.__setattr__(self, "device", check_device(self.device))
         for name in ("pool_size", "round_steps", "warmup_steps"):
             if (value := getattr(self, name)) % self.n_envs:
-                near = max(1, round(value / self.n_envs)) * self.n_envs
+                near = max(0 if name == "warmup_steps" else 1, round(value / self.n_envs)) * self.n_envs
                 raise ConfigError(
                     f"{name} = {value} is not a multiple of n_envs = {self.n_envs}; the nearest is {near}."
                 )

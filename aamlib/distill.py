@@ -36,7 +36,15 @@ from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs
 from aamlib.checkpoints import drop_checkpoints, load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
-from aamlib.experts import check_fits, expert_path, fingerprint, label, load_expert
+from aamlib.experts import (
+    ExpertError,
+    check_fits,
+    expert_path,
+    fingerprint,
+    label,
+    load_expert,
+    with_absolute_expert,
+)
 from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN, clear_moments, reduced_precision
 from aamlib.replay import FramePool
@@ -49,7 +57,8 @@ from aamlib.trunks import Int8Trunk, Trunk, packed_trunk
 def distill(config: ExperimentConfig, run_dir: str | Path, *, expert: nn.Module | None = None) -> Run:
     """Run an experiment, or go on with an interrupted one: the same call does both.
 
-    `expert`, a module that maps uint8 (N, 4, 84, 84) to float32 Q-values (N, A), labels in place of `config.expert`.
+    `expert`, a module that maps uint8 (N, 4, 84, 84) to float32 Q-values (N, A), labels in place of `config.expert`; it
+    is frozen: its weights take no gradient from then on.
 
     A finished run goes on when the horizon (`total_steps`) or `label_budget` is raised. The stop button, or Ctrl-C,
     ends the run at the last completed round. An uninterrupted run repeats exactly for the same settings, threads,
@@ -58,7 +67,8 @@ def distill(config: ExperimentConfig, run_dir: str | Path, *, expert: nn.Module 
     Raises
     ------
     ConfigError, ExpertError
-        A setting that cannot be used; nothing has been written then.
+        A setting or an expert that cannot be used. Most are found before anything is written; where Q-values or scores
+        go wrong only later, the run keeps the rounds that it has done.
     RunFolderError
         The folder is in use, belongs to another configuration, or cannot be written.
     """
@@ -72,12 +82,14 @@ class Distillation:
     """The state of a run, and its rounds."""
 
     def __init__(self, config: ExperimentConfig, run_dir: str | Path, expert: nn.Module | None = None) -> None:
-        self.config, self.run_dir = config, Path(run_dir).absolute()
+        self.config, self.run_dir = with_absolute_expert(config), Path(run_dir).absolute()
         if expert is None:
             path = expert_path(config.expert or config.game)
             expert, self.probes_dir, expert_name = load_expert(path), path.parent, str(path)
-        else:
+        elif isinstance(expert, nn.Module):
             expert, self.probes_dir, expert_name = load_expert(expert), self.run_dir, type(expert).__name__
+        else:
+            raise ExpertError(f"expert = {expert!r} is no torch.nn.Module; a name or a file is given as config.expert.")
         self.expert = expert.to(config.device)
         self.states: np.ndarray  # (E, 4, 84, 84), what the environments show
         self.started: np.ndarray  # (E,), whether that is a game's first state
@@ -292,8 +304,8 @@ class Distillation:
             "evaluations": self.evaluations,
         }
         save_checkpoint(self.run_dir, self.round, self.student.state_dict(), content, self.pool)
-        drop_checkpoints(self.run_dir, keep=2)
         self.n_saved = len(self.metrics)
+        drop_checkpoints(self.run_dir, keep=2)
         self.write_tables()
 
     def write_tables(self) -> None:
@@ -326,7 +338,8 @@ class Distillation:
                 self.run_dir, threads=torch.get_num_threads(), round=self.round, **hashes,
                 precision=self.precision, int8=self.use_int8,
             )  # fmt: skip
-        self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, f"games {self.round}", self.config.n_envs))
+        games = f"games after {self.round}" if self.resumed else "games 0"  # others than the pool has already
+        self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, games, self.config.n_envs))
         self.started = np.ones(self.config.n_envs, dtype=bool)
 
     def report(self, status: str) -> None:

@@ -6,10 +6,14 @@ hub), or any module of your own. Nothing in a file is ever executed.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
+import numbers
+import operator
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aamlib.atari import n_actions
-from aamlib.config import check_game, first_line, nearest
-from aamlib.files import DATA_DIR, write_bytes
+from aamlib.config import ExperimentConfig, first_line, nearest
+from aamlib.files import DATA_DIR, load_weights_only, write_bytes
 from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, States, reduced_precision
 
 EXPERTS_DIR = DATA_DIR / "experts"
@@ -47,8 +51,8 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
 
     The folder must exist. `card` needs "game", and for runs to be compared the expert's "score_mean" and random play's
     "random_score_mean"; the rest is free. Returns the weights' path. Raises RunFolderError when they cannot be written,
-    ConfigError for an unknown game, and ExpertError for a card without one, and for another kind of module or ending,
-    which could not be read back.
+    ConfigError for an unknown game, and ExpertError for a card without one or with scores that are no numbers, for
+    another number of actions than the game's, and for another kind of module or ending, which could not be read back.
     """
     if not isinstance(network, NatureDQN):
         raise ExpertError(
@@ -57,12 +61,24 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
         )
     if "game" not in card:
         raise ExpertError("the card does not name the game; give it, such as {'game': 'pong'}.")
-    check_game(card["game"])
     path = weights_path(path)
+    if network.n_actions != (required := n_actions(card["game"])):
+        raise ExpertError(
+            f"the network has {network.n_actions} actions, but {card['game']} has {required}; name the game that it "
+            "plays."
+        )
+    for name in ("score_mean", "random_score_mean"):
+        if not isinstance(card.get(name, 0.0), numbers.Real):
+            raise ExpertError(f"the card has {name} = {card[name]!r}; give a number, or leave it out.")
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     content = safetensors.torch.save(weights, {"format": _FORMAT, "game": card["game"]})
     hashes = {"sha256": hashlib.sha256(content).hexdigest(), "weights_sha256": fingerprint(network)}
-    card_text = json.dumps({**card, **hashes}, indent=2) + "\n"
+    try:  # NumPy's arrays and numbers as lists and numbers
+        card_text = json.dumps({**card, **hashes}, indent=2, default=operator.methodcaller("tolist")) + "\n"
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ExpertError(
+            f"the card cannot be written ({error}); give numbers, text, lists and dicts alone."
+        ) from error
     write_bytes(path, content)
     write_bytes(path.with_suffix(".json"), card_text.encode())
     return path
@@ -81,10 +97,10 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
     Parameters
     ----------
     source:
-        A bundled name ("pong"); a file of `save_expert`, or other safetensors of a Nature-DQN's five layers (pixels in
-        [0, 1], ReLUs between them), whatever their names; a DQN of Stable-Baselines3 with NatureCNN, as a zip file or
-        as "hub:sb3/dqn-PongNoFrameskip-v4" (needs the extra `hub`); or a module of your own, which runs know again by
-        its `state_dict`.
+        A bundled name ("pong"); a file of `save_expert`; a Nature-DQN's five layers (pixels in [0, 1], ReLUs between
+        them), known by their shapes, as safetensors or as a `state_dict` that `torch.save` wrote; a DQN of
+        Stable-Baselines3 with NatureCNN, as a zip file or as "hub:sb3/dqn-PongNoFrameskip-v4" (needs the extra `hub`);
+        or a module of your own, which runs know again by its `state_dict`.
 
     Returns
     -------
@@ -94,8 +110,13 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
     ------
     ExpertError
         Unknown name, a file that is truncated or of another kind, no network for the hub, or a module that does not map
-        states to Q-values.
+        states to Q-values, or has nothing by which it can be known again.
     """
+    if not isinstance(source, str | Path | nn.Module):
+        raise ExpertError(
+            f"an expert cannot be a {type(source).__name__}; give a name, a file, or a torch.nn.Module that maps "
+            "states to Q-values."
+        )
     if isinstance(source, nn.Module):
         expert, counted = source.eval(), _count_actions(source)
         if (claimed := getattr(expert, "n_actions", None)) is None:
@@ -105,9 +126,15 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
                 f"the module {type(expert).__name__} has n_actions = {claimed}, but returned {counted} Q-values a "
                 "state; make them agree."
             )
+        if not expert.state_dict():
+            raise ExpertError(
+                f"the module {type(expert).__name__} has neither parameters nor buffers, by which a run could know it "
+                "again; register what decides its answers as a buffer."
+            )
     else:
         path = expert_path(source)
-        weights, game = (_read_sb3(path), None) if path.suffix == ".zip" else _read_safetensors(path)
+        is_zip = path.suffix == ".zip" or zipfile.is_zipfile(path)  # torch.save writes one, too
+        weights, game = (_read_zip(path), None) if is_zip else _read_safetensors(path)
         expert = _as_network(path, weights)
         expert.game = game
     return expert.requires_grad_(False).eval()
@@ -123,16 +150,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         advice = "it may be truncated: fetch or train it again"
         if path.suffix != ".safetensors":
             advice = (
-                "give one, or a Stable-Baselines3 DQN's zip; another network can be distilled from Python as a module"
+                "give one, a state_dict that torch.save wrote, or a Stable-Baselines3 DQN's zip; another network can "
+                "be distilled from Python as a module"
             )
         raise ExpertError(f"{path} is not a readable safetensors file ({error}); {advice}.") from error
     if metadata.get("format") != _FORMAT or "head.weight" not in weights:
         if (found := _by_shape(weights)) is None:
-            raise ExpertError(
-                f"{path} holds tensors of another kind ({', '.join(sorted(weights)[:3])}, ...); give a file that "
-                "aamlib.save_expert wrote, the five layers of a Nature-DQN, whatever their names, or a "
-                "Stable-Baselines3 DQN's zip."
-            )
+            raise _another_kind(path, weights)
         weights = found
     game = metadata.get("game")
     return weights, game if game in roms.get_all_rom_ids() else None
@@ -154,29 +178,35 @@ def _by_shape(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
     return found if complete <= found.keys() and len(found) == len(weights) else None
 
 
-def _read_sb3(path: Path) -> dict[str, Tensor]:
-    """The Q-network in a zip of Stable-Baselines3, under our names. Of its files only policy.pth is opened, and read
-    with torch's weights-only reader; `data` holds pickles.
+def _read_zip(path: Path) -> dict[str, Tensor]:
+    """The layers, under our names, of a DQN in a zip of Stable-Baselines3, or in a `state_dict` that torch saved.
+
+    Of Stable-Baselines3's files only policy.pth is opened; `data` holds pickles.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            content = io.BytesIO(archive.read("policy.pth"))
-        saved = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything for bytes of another kind
+            is_sb3 = "policy.pth" in archive.namelist()
+            content = io.BytesIO(archive.read("policy.pth") if is_sb3 else path.read_bytes())
+        saved = load_weights_only(content)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ExpertError(
-            f"{path} is no readable zip of Stable-Baselines3 ({first_line(error)}), and nothing in it was "
-            "executed; it may be truncated: fetch or save it again."
+            f"{path} is no readable zip of Stable-Baselines3, and no state_dict that torch saved ({error}); nothing in "
+            "it was executed. It may be truncated: fetch or save it again."
         ) from error
-    weights = saved if isinstance(saved, dict) else {}
-    weights = {str(name): tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
-    found = _by_shape({name: tensor for name, tensor in weights.items() if name.startswith("q_net.")})
+    weights = {str(name): tensor for name, tensor in saved.items() if isinstance(tensor, Tensor)}
+    found = _by_shape({name: tensor for name, tensor in weights.items() if name.startswith("q_net.") or not is_sb3})
     if found is None:
-        raise ExpertError(
-            f"{path} holds another policy than a DQN with NatureCNN ({', '.join(sorted(weights)[:2])}, ...); give a "
-            "DQN that was made with policy 'CnnPolicy' and without layers of your own, or distil it from Python as a "
-            "module."
-        )
+        raise _another_kind(path, saved)
     return found
+
+
+def _another_kind(path: Path, content: Iterable[str]) -> ExpertError:
+    return ExpertError(
+        f"{path} holds something else than a Nature-DQN ({', '.join(sorted(map(str, content))[:3])}, ...); give a file "
+        "that aamlib.save_expert wrote, the weights and biases of such a network's five layers, or a Stable-Baselines3 "
+        "DQN with policy 'CnnPolicy' and no layers of your own; any other network can be distilled from Python as a "
+        "module."
+    )
 
 
 def _as_network(path: Path, weights: dict[str, Tensor]) -> NatureDQN:
@@ -201,15 +231,16 @@ def _count_actions(expert: nn.Module) -> int:
     try:
         with torch.no_grad():
             q_values = expert(states)
-        given = f"returned {q_values.dtype} {tuple(q_values.shape)}"
-        fits = q_values.dtype == torch.float32 and q_values.ndim == 2 and len(q_values) == 2
+        is_tensor = isinstance(q_values, Tensor)
+        given = f"returned {q_values.dtype} {tuple(q_values.shape)}" if is_tensor else f"returned a {type(q_values)}"
+        fits = is_tensor and q_values.dtype == torch.float32 and q_values.ndim == 2 and len(q_values) == 2
         failure = None
     except Exception as error:  # whatever a user's own module raises
         given, fits, failure = f"failed ({' '.join(repr(error).split())})", False, error
     if not fits:
         raise ExpertError(
             f"the module {type(expert).__name__} {given} for two states, uint8 (2, 4, 84, 84); give one that returns "
-            "float32 Q-values (2, A)."
+            "float32 Q-values, a torch tensor (2, A)."
         ) from failure
     return q_values.shape[1]
 
@@ -246,7 +277,8 @@ def label(expert: nn.Module, states: States, device: str = "cpu") -> Float[Tenso
 
 def fingerprint(expert: nn.Module) -> str:
     """SHA-256 of an expert's weights, hexadecimal, whatever file they came from."""
-    weights = {name: tensor.cpu().clone().contiguous() for name, tensor in expert.state_dict().items()}  # some are tied
+    state = {name: tensor for name, tensor in expert.state_dict().items() if isinstance(tensor, Tensor)}
+    weights = {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}  # some are tied
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
 
 
@@ -257,7 +289,7 @@ def expert_path(name: str | Path) -> Path:
     """
     if str(name).startswith("hub:"):
         return _download(str(name).removeprefix("hub:"))
-    bundled = {path.stem: path for path in EXPERTS_DIR.glob("*.safetensors")}
+    bundled = _bundled()
     if str(name) in bundled:
         return bundled[str(name)]
     if Path(name).is_file():
@@ -268,6 +300,18 @@ def expert_path(name: str | Path) -> Path:
             "`expert`."
         )
     raise ExpertError(f"no expert {str(name)!r}: neither a file nor bundled; {nearest(str(name), sorted(bundled))}")
+
+
+def _bundled() -> dict[str, Path]:
+    return {path.stem: path for path in EXPERTS_DIR.glob("*.safetensors")}
+
+
+def with_absolute_expert(config: ExperimentConfig) -> ExperimentConfig:
+    """The settings, with the path of an expert's file such that it leads there from any folder."""
+    name = config.expert
+    if name is None or name in _bundled() or not Path(name).is_file():
+        return config
+    return dataclasses.replace(config, expert=str(Path(name).absolute()))
 
 
 def _download(repository: str) -> Path:

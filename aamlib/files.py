@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import re
 import tempfile
 import time
@@ -129,14 +130,27 @@ def write_torch(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def read_torch(path: str | Path) -> dict[str, Any]:
-    """Read what `write_torch` wrote, with torch's weights-only reader: nothing in the file is executed.
+    """Read what `write_torch` wrote, as `load_weights_only` does. Raises RunFolderError if it cannot be read."""
+    try:
+        return load_weights_only(path)
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read ({error}); remove it to start again.") from error
 
-    Raises RunFolderError if it cannot be read.
+
+def load_weights_only(source: str | Path | io.BytesIO) -> dict[str, Any]:
+    """A dict that torch saved, by its weights-only reader: nothing in it is executed.
+
+    Raises ValueError for what is damaged, no dict, or holds more than tensors, numbers, text and lists of them.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)  # wherever the tensors were
+        content = torch.load(source, map_location="cpu", weights_only=True)  # wherever the tensors were
+    except pickle.UnpicklingError as error:  # its text advises to trust the file
+        raise ValueError("it is damaged, or holds more than tensors, numbers and text") from error
     except Exception as error:  # torch raises nearly anything for bytes of another kind
-        raise RunFolderError(f"{path} cannot be read ({first_line(error)}); remove it to start again.") from error
+        raise ValueError(first_line(error)) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__} in place of named tensors")
+    return content
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 from aamlib.acquisition import check_acquisition
 from aamlib.atari import n_actions
 from aamlib.config import ConfigError, ExperimentConfig, nearest, preset
-from aamlib.experts import ExpertError, check_fits, load_expert
+from aamlib.experts import ExpertError, check_fits, load_expert, with_absolute_expert
 from aamlib.files import DATA_DIR
 
 EXPERIMENT = DATA_DIR.parent / "notebooks" / "02_run_experiment.ipynb"
@@ -66,9 +66,9 @@ def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | 
         except ConfigError as error:
             raise ConfigError(f"cell {_name(varied)}: {error}") from error
         name = _name({setting: getattr(config, setting) for setting in varied})
-        if config.expert and Path(config.expert).is_file():  # workers may stand in another folder
-            parameters["expert"] = str(Path(config.expert).absolute())
-            config = dataclasses.replace(config, expert=parameters["expert"])
+        config = with_absolute_expert(config)  # workers may stand in another folder
+        if config.expert:
+            parameters["expert"] = config.expert
         experts.add((config.expert or config.game, config.game))
         acquisitions.add((config.acquisition, config.n_samples, config.game))
         cells.append(Cell(name, Path(out).absolute() / name, parameters, config, Path(notebook).absolute()))

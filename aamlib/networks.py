@@ -71,14 +71,16 @@ class PixelConv2d(nn.Conv2d):
 
     def forward(self, states: States) -> Float[Tensor, "M O 20 20"]:
         """Sums of products of stacks (N, 4, 84, 84) or blocks (N, 16, D, 21, 21), channels last in memory."""
-        weight = (self.blocks_weight() / 255).contiguous(memory_format=torch.channels_last_3d)
+        weight = self.blocks_weight().contiguous(memory_format=torch.channels_last_3d)
         kind = states.device.type  # pixels are converted once, not to float32 first
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         return one_by_one(F.conv3d(as_blocks(states).to(dtype), weight, self.bias))
 
     def blocks_weight(self) -> Float[Tensor, "O 16 4 2 2"]:
-        """The weights, put in the order of the blocks."""
-        weight = self.weight.unflatten(3, (2, 4)).unflatten(2, (2, 4))  # channel, frame, block, row, block, pixel
+        """The weights, those of bytes, put in the order of the blocks."""
+        weight = (
+            (self.weight / 255).unflatten(3, (2, 4)).unflatten(2, (2, 4))
+        )  # channel, frame, block, row, block, pixel
         return weight.permute(0, 3, 5, 1, 2, 4).flatten(1, 2)
 
 

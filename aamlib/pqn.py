@@ -21,9 +21,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
-from aamlib.config import MAX_SEED, Config, check_device, check_game, setting
+from aamlib.config import MAX_SEED, Config, check_device, check_game, first_line, setting
 from aamlib.experts import ExpertError, load_expert
-from aamlib.files import lock_run, read_torch, write_csv, write_json, write_torch
+from aamlib.files import RunFolderError, lock_run, read_torch, write_csv, write_json, write_torch
 from aamlib.networks import (
     STACK_SHAPE,
     NatureDQN,
@@ -228,13 +228,18 @@ class Training:
     def load(self) -> None:
         """Go on from the checkpoint. Raises RunFolderError if it cannot be read."""
         saved = read_torch(self.checkpoint)
-        for name in ("step", "seconds", "curve"):
-            setattr(self, name, saved[name])
-        for name in ("network", "average", "optimiser"):
-            getattr(self, name).load_state_dict(saved[name])
+        try:
+            for name in ("step", "seconds", "curve"):
+                setattr(self, name, saved[name])
+            for name in ("network", "average", "optimiser"):
+                getattr(self, name).load_state_dict(saved[name])
+            torch.set_rng_state(saved["random_state"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise RunFolderError(
+                f"{self.checkpoint} is no checkpoint of this training ({first_line(error)}); remove it to start again."
+            ) from error
         if bfloat16_works(self.config.device):  # else it goes on as this machine can
             self.precision = saved.get("precision", self.precision)
-        torch.set_rng_state(saved["random_state"])
 
 
 class _Rollout:

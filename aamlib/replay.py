@@ -52,6 +52,7 @@ class FramePool:
         # One row per environment and ring position, and a last one that stays zero: what comes before a game's start.
         # NumPy's zeros take memory only as they are written to, torch's at once.
         self.frames = torch.from_numpy(np.zeros((n_envs * self.n_rows + 1, *BLOCKED_FRAME), np.uint8))
+        self.rings = self.frames[:-1].view(n_envs, self.n_rows, *BLOCKED_FRAME)  # all but that one
         self.zero_row = n_envs * self.n_rows
         self.age = torch.zeros(n_envs, self.n_rows, dtype=torch.uint8)  # steps since the game's start, up to 3
         self.labels = torch.empty(n_envs, self.n_rows, 0)  # (E, rows, A) after the first; NaN: not asked about
@@ -68,7 +69,7 @@ class FramePool:
     def add(self, frames: UInt8[np.ndarray, "E 84 84"], started: Bool[np.ndarray, " E"]) -> None:
         """Add the newest frame of each environment; `started` marks those whose game began with it."""
         row = self.n_steps % self.n_rows
-        self._rows(row)[:] = space_to_depth(torch.from_numpy(frames))
+        self.rings[:, row] = space_to_depth(torch.from_numpy(frames))
         age = (self.age[:, row - 1] + 1).clamp_max(STACK - 1)
         self.age[:, row] = torch.where(torch.from_numpy(started), 0, age)
         self.labels[:, row] = torch.nan
@@ -91,9 +92,8 @@ class FramePool:
         if not self.n_steps - len(self) // self.n_envs <= first_step <= last_step <= self.n_steps:
             raise IndexError(f"steps [{first_step}, {last_step}) are not all in the pool.")
         first_row, n_rows = (first_step - (STACK - 1)) % self.n_rows, last_step - first_step + STACK - 1
-        rings = self._rings()  # which may end among the rows
-        rows = rings[:, first_row : first_row + n_rows]
-        return series_of(torch.cat([rows, rings[:, : n_rows - rows.shape[1]]], dim=1))
+        rows = self.rings[:, first_row : first_row + n_rows]  # they may end before
+        return series_of(torch.cat([rows, self.rings[:, : n_rows - rows.shape[1]]], dim=1))
 
     def at_start(self, ids: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """Which of the states `ids` have frames from before their game's first, which are zeros.
@@ -139,7 +139,7 @@ class FramePool:
         rows = torch.arange(first_step, last_step) % self.n_rows
         return {
             "first_step": np.array(first_step),
-            "frames": np.stack([depth_to_space(self._rows(int(row))).numpy() for row in rows]),  # (steps, E, 84, 84)
+            "frames": np.stack([depth_to_space(self.rings[:, int(row)]).numpy() for row in rows]),  # (steps, E, 84, 84)
             "started": (self.age[:, rows] == 0).T.numpy(),  # (steps, E)
         }
 
@@ -150,14 +150,6 @@ class FramePool:
                 self.n_steps = segment["first_step"].item()
             for frames, started in zip(segment["frames"], segment["started"], strict=True):
                 self.add(frames, started)
-
-    def _rows(self, row: int) -> Tensor:
-        """The frames of all environments at one ring position, (E, 441, 16), as a view."""
-        return self._rings()[:, row]
-
-    def _rings(self) -> Tensor:
-        """All frames but the last row of zeros, (E, rows, 441, 16), as a view."""
-        return self.frames[:-1].view(self.n_envs, self.n_rows, *BLOCKED_FRAME)
 
     def _locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         last = self.n_steps * self.n_envs

@@ -119,9 +119,27 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{run_dir} is no run folder: config.json cannot be read ({error}).") from error
+        raise RunFolderError(
+            f"{run_dir} is no run folder: config.json cannot be read ({error}); copy it again, or leave it out."
+        ) from error
     if not isinstance(settings, dict):
-        raise RunFolderError(f"{run_dir} is no run folder: config.json holds no settings but {str(settings)[:40]!r}.")
+        raise RunFolderError(
+            f"{run_dir} is no run folder: config.json holds no settings but {str(settings)[:40]!r}; leave it out."
+        )
+    return settings
+
+
+def check_experiment(run_dir: str | Path) -> dict[str, Any]:
+    """The settings of a run. Raises RunFolderError unless they are those of an experiment, and can stand in a table."""
+    settings = read_config(run_dir)
+    unusable = [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]
+    taken = {*METRICS, *EVALUATIONS, "run"}  # columns beside which the settings stand
+    unusable += [key for key, value in settings.items() if key in taken or str(value) == "nan"]
+    if unusable:
+        raise RunFolderError(
+            f"{run_dir} was written by another version of aamlib, or is no experiment: config.json has no usable "
+            f"{', '.join(unusable)}. Read it with the version that wrote it, or leave it out."
+        )
     return settings
 
 
@@ -231,15 +249,7 @@ def load_evaluations(root: str | Path, *more: str | Path) -> pd.DataFrame:
 def _load(roots: list[str | Path], table: str) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     for name, run_dir in find_runs(*roots).items():
-        settings = dict.fromkeys(ExperimentConfig.names()) | read_config(run_dir)
-        unusable = [key for key, kind in _IDENTITY.items() if not isinstance(settings.get(key), kind)]
-        taken = {*METRICS, *EVALUATIONS, "run"}  # columns beside which the settings stand
-        unusable += [key for key, value in settings.items() if key in taken or str(value) == "nan"]
-        if unusable:
-            raise RunFolderError(
-                f"{run_dir} was written by another version of aamlib, or is no experiment: config.json has no usable "
-                f"{', '.join(unusable)}. Read it with the version that wrote it, or leave it out."
-            )
+        settings = dict.fromkeys(ExperimentConfig.names()) | check_experiment(run_dir)
         first_start = next(iter(read_starts(run_dir)), {})
         settings |= {name: first_start.get(name) for name in HASHES}
         scalars = {

@@ -84,8 +84,6 @@ class _Convolution:
         strides, padding, dilation = _geometry(module, weight)
         self.geometry = padding, strides, dilation, 1  # the last: groups
         self.bias = None if module.bias is None else module.bias.to(weight.dtype, copy=True)
-        if isinstance(module, PixelConv2d):
-            weight = weight / 255
         layout = torch.channels_last_3d if weight.dim() == 5 else torch.channels_last
         self.weight = weight.clone(memory_format=layout)
         self.packed: dict[torch.Size, Tensor] = {}
@@ -158,7 +156,7 @@ class Int8Trunk:
     def __init__(self, network: NatureDQN, states: States) -> None:
         self.layers: list[ByteLayer | TwoByteLayer] = []
         exact = rough = as_blocks(states)
-        scales = torch.tensor([1 / 255])  # of each input channel: what 1 stands for
+        scales = torch.ones(1)  # of each input channel: what 1 stands for
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             convolutions, hidden = _layers(network)
             for module, weight in (*convolutions, hidden):

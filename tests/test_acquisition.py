@@ -5,6 +5,7 @@ import importlib
 import linecache
 import math
 import sys
+import types
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -285,11 +286,11 @@ def test_unknown_name_is_told_the_nearest():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("no_such_module_of_mine:score", "No module named 'no_such_module_of_mine'"),
-        ("own_acquisition:missing", "has no attribute 'missing'"),
-        ("own_acquisition:NOT_A_FUNCTION", "is not a function"),
-        (":score", "cannot be imported"),
-        (".own_acquisition:first_pass", "cannot be imported"),
+        ("no_such_module_of_mine:score", "No module named 'no_such_module_of_mine'; is its folder on PYTHONPATH"),
+        ("own_acquisition:missing", "own_acquisition has no function 'missing'; allowed: first_pass"),
+        ("own_acquisition:NOT_A_FUNCTION", "own_acquisition has no function 'NOT_A_FUNCTION'"),
+        (":score", "unknown acquisition ':score'; .*Your own: 'my_module:my_function'"),
+        (".own_acquisition:first_pass", "unknown acquisition '.own_acquisition:first_pass'"),
     ],
 )
 def test_function_that_cannot_be_had_is_an_error(own_module, name, reason):
@@ -336,9 +337,21 @@ def test_what_is_no_plain_function_is_known_by_the_module_that_has_its_name(tmp_
 
 def test_a_mistake_in_ones_own_module_is_told(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "mistaken_acquisition.py").write_text("def score(:\n")
-    with pytest.raises(ConfigError, match=r"cannot be imported: SyntaxError: .*; mend mistaken_acquisition\."):
-        find_acquisition("mistaken_acquisition:score")
+    for mistake, error in {
+        "def score(:": "SyntaxError",
+        "import no_such_module_of_mine": "ModuleNotFoundError",
+    }.items():
+        (tmp_path / f"with_{error}.py").write_text(f"{mistake}\n")
+        with pytest.raises(ConfigError, match=rf"cannot be imported: {error}: .*; mend with_{error}\."):
+            find_acquisition(f"with_{error}:score")
+
+
+def test_a_function_of_a_notebook_s_cell_is_refused_for_a_run_could_not_know_it_again(monkeypatch):
+    notebook = types.ModuleType("__main__")
+    exec("def mine(logits, *, generator=None):\n    return logits[:, 0, 0]\n", vars(notebook))
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+    with pytest.raises(ConfigError, match="is in no file .* give 'mine:mine'"):
+        find_acquisition("__main__:mine")
 
 
 @pytest.mark.parametrize("name", ["entropy", "bald", "variation_ratio", "random", "own_acquisition:first_pass"])
@@ -355,9 +368,10 @@ def test_function_that_makes_scores_passes_its_check(own_module, name):
             r"TypeError: .*; it is called as function\(logits, generator=generator\)",
         ),
         ("logits, generator", "logits.nothing", "AttributeError: .*nothing"),
-        ("logits, generator", "logits", r"of shape \(4, 2, 3\) for 4 states; return one score per state"),
-        ("logits, generator", "logits[:, 0, 0].sum()", r"of shape \(\) for 4 states"),
-        ("logits, generator", "logits[:, 0, 0].numpy()", "of type ndarray for 4 states"),
+        ("logits, generator", "logits", r"of shape \(7, 2, 3\) for 7 states; return one score per state"),
+        ("logits, generator", "logits.mean((0, 1))", r"of shape \(3,\) for 7 states"),
+        ("logits, generator", "logits[:, 0, 0].sum()", r"of shape \(\) for 7 states"),
+        ("logits, generator", "logits[:, 0, 0].numpy()", "of type ndarray for 7 states"),
         (
             "logits, generator",
             "-(logits.softmax(2) * logits.softmax(2).log()).sum(2).mean(1)",
@@ -369,7 +383,7 @@ def test_function_that_makes_no_scores_is_refused(tmp_path, monkeypatch, signatu
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "no_scores", raising=False)
     (tmp_path / "no_scores.py").write_text(f"def function({signature}):\n    return {body}\n")
-    with pytest.raises(ConfigError, match=f"acquisition 'no_scores:function' .*{reason}"):
+    with pytest.raises(ConfigError, match=f"acquisition 'no_scores:function'.*{reason}"):
         check_acquisition("no_scores:function", n_samples=2, n_actions=3)
 
 

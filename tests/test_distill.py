@@ -1,5 +1,6 @@
 """The loop: exact repetition, survival, budgets, and what each round records."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ import torch
 
 import aamlib
 from aamlib import checkpoints
+from aamlib.atari import _Emulators, env_seeds
 from aamlib.distill import Distillation
 from aamlib.files import file_hash, read_torch, write_torch
 from aamlib.replay import FramePool
@@ -74,6 +76,52 @@ def test_a_run_records_what_it_did(finished, tiny):
     }
     scored = metrics.dropna(subset=["score"]).set_index("agent_steps")["score"]
     assert scored.to_dict() == finished.evaluations.groupby("agent_steps")["score"].mean().to_dict()
+
+
+@pytest.mark.parametrize("acting_dropout", [True, False])
+def test_the_student_plays_greedily_once_exploration_has_fallen_and_the_pool_has_what_it_saw(
+    with_settings, tmp_path, acting_dropout
+):
+    config = with_settings(dropout=0.0, epsilon_final=0.0, acting_dropout=acting_dropout)
+    run = Distillation(config, tmp_path)
+    run.states, _ = run.envs.reset(seed=np.arange(4))
+    run.started, run.agent_steps = np.ones(4, dtype=bool), config.warmup_steps + config.epsilon_decay_steps
+    seen, step = [torch.from_numpy(run.states)], run.envs.step
+
+    def watched(actions):
+        assert run.student.training == acting_dropout
+        assert run.student(seen[-1]).argmax(dim=1).tolist() == actions.tolist()
+        result = step(actions)
+        seen.append(torch.from_numpy(result[0].copy()))
+        return result
+
+    run.envs.step = watched
+    run.collect(200)  # more than one game of each, which are cut
+    assert torch.equal(run.pool.read(run.pool.ids()), torch.cat(seen[:-1]))
+
+
+def test_training_is_adam_on_the_cross_entropy_to_the_experts_policy_summed_over_each_batch(with_settings, tmp_path):
+    config = with_settings(dropout=0.0)
+    run = Distillation(config, tmp_path)
+    for _ in range(20):
+        run.pool.add(np.random.default_rng(0).integers(256, size=(4, 84, 84), dtype=np.uint8), np.zeros(4, dtype=bool))
+    queried, labels = run.pool.ids()[::2], torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    plain = copy.deepcopy(run.student)
+    adam = torch.optim.Adam(plain.parameters(), config.learning_rate, eps=config.adam_epsilon)
+    losses = []
+    for batch in torch.randperm(40, generator=run.generator("shuffle")).split(config.batch_size):
+        log_policy = (plain(run.pool.read(queried[batch])) / config.temperature).log_softmax(dim=1)
+        loss = -((labels[batch] / config.temperature).softmax(dim=1) * log_policy).sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    run.student.eval()
+    row = run.train(queried, labels)
+    assert run.student.training, "with dropout"
+    assert row["loss"] == pytest.approx(sum(losses), rel=1e-4)
+    for trained, expected in zip(run.student.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(trained, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("acquisition", ["bald", "entropy", "variation_ratio"])
@@ -193,6 +241,40 @@ def interrupted(interrupted_once, tmp_path):
     """A copy of that run, to go on with."""
     assert interrupted_once.status == "interrupted"
     return aamlib.Run(shutil.copytree(interrupted_once.dir, tmp_path / "run"))
+
+
+def test_resumed_it_goes_on_as_if_it_had_begun_new_games_without_an_interruption(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_in_round(3, patch)
+        aamlib.distill(tiny, tmp_path / "resumed")
+    resumed, run_round = aamlib.distill(tiny, tmp_path / "resumed"), Distillation.run_round
+
+    def with_new_games(self):
+        if self.round == 2:
+            self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, "games after 2", self.config.n_envs))
+            self.started = np.ones(self.config.n_envs, dtype=bool)
+        run_round(self)
+
+    monkeypatch.setattr(Distillation, "run_round", with_new_games)
+    whole = aamlib.distill(tiny, tmp_path / "whole")
+    tables = (learned(run).drop(columns="resumed") for run in (resumed, whole))
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    pd.testing.assert_frame_equal(resumed.selection(4), whole.selection(4), check_exact=True)
+
+
+def test_resumed_after_the_warm_up_it_does_not_play_the_same_games_again(tiny, tmp_path, monkeypatch):
+    reset, seeds = _Emulators.reset, []
+
+    def watched(self, *, seed):
+        seeds.append(seed)
+        return reset(self, seed=seed)
+
+    monkeypatch.setattr(_Emulators, "reset", watched)
+    interrupt_in_round(1, monkeypatch)
+    for _ in range(2):
+        aamlib.distill(tiny, tmp_path)
+    first, *_, second = (seed for seed in seeds if len(seed) == tiny.n_envs)
+    assert not {*first} & {*second}
 
 
 def test_stopped_while_saving_it_tells_the_last_round_that_was_saved(with_settings, tmp_path, monkeypatch, capsys):
@@ -441,10 +523,13 @@ def test_the_student_of_the_last_round_is_loaded_and_a_folder_without_one_says_s
     assert not torch.equal(after_round_3["head.weight"], student.head.weight)
     with pytest.raises(aamlib.RunFolderError, match="holds no student yet"):
         aamlib.load_student(tmp_path / "other")
-    for path in (run.dir / "checkpoints").glob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(aamlib.RunFolderError, match="cannot be read .* go on with its run"):
-        aamlib.load_student(run.dir)
+    (weights,) = (run.dir / "checkpoints").glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 64
+    for damaged in (content, content[:1000]):
+        weights.write_bytes(damaged)
+        with pytest.raises(aamlib.RunFolderError, match="cannot be read .* go on with its run"):
+            aamlib.load_student(run.dir)
 
 
 def test_bad_input_stops_before_anything_is_written(with_settings, tmp_path):
@@ -457,6 +542,15 @@ def test_bad_input_stops_before_anything_is_written(with_settings, tmp_path):
         with pytest.raises(error, match=message):
             aamlib.distill(with_settings(**settings), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_an_expert_by_its_name_is_a_setting_and_a_file_is_found_from_any_folder(
+    as_users, with_settings, pong_expert, tmp_path, monkeypatch
+):
+    with pytest.raises(aamlib.ExpertError, match="is no torch.nn.Module; a name or a file is given as config.expert"):
+        aamlib.distill(with_settings(), tmp_path / "run", expert=str(pong_expert))
+    monkeypatch.chdir(pong_expert.parent)
+    assert Distillation(with_settings(expert=pong_expert.name), tmp_path).config.expert == str(pong_expert)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tiny, tmp_path):

@@ -66,7 +66,8 @@ def test_loaded_expert_gives_the_same_q_values(tmp_path, n_actions, normalise, c
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.05)  # biases and scales too, which start as zeros and ones
     states = torch.randint(256, (4, 4, 84, 84), dtype=torch.uint8)
-    expert = load_expert(save_expert(tmp_path / "expert.safetensors", network, CARD))
+    card = CARD | {"game": {4: "breakout", 6: "pong"}[n_actions]}
+    expert = load_expert(save_expert(tmp_path / "expert.safetensors", network, card))
     assert torch.equal(expert(states), network(states))
 
 
@@ -135,7 +136,7 @@ def test_truncated_file_is_refused(saved, share):
 def test_safetensors_of_another_project_are_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file({"embedding": torch.zeros(3), "head.weight": torch.zeros(6, 512)}, path)
-    assert "tensors of another kind (embedding, head.weight" in refusal(path)
+    assert "something else than a Nature-DQN (embedding, head.weight, ...)" in refusal(path)
 
 
 def test_a_nature_dqn_of_others_is_known_by_its_shapes(tmp_path):
@@ -144,13 +145,16 @@ def test_a_nature_dqn_of_others_is_known_by_its_shapes(tmp_path):
     other = nn.Sequential(*body, nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 6))
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file({f"network.{name}": tensor for name, tensor in other.state_dict().items()}, path)
+    torch.save(other.state_dict(), tmp_path / "other.cleanrl_model")
     states = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
-    with torch.no_grad():
-        torch.testing.assert_close(aamlib.load_expert(path)(states), other(states / 255))
+    for saved in (path, tmp_path / "other.cleanrl_model"):
+        with torch.no_grad():
+            torch.testing.assert_close(aamlib.load_expert(saved)(states), other(states / 255))
     dueling = {**other.state_dict(), "value.weight": torch.zeros(1, 512), "value.bias": torch.zeros(1)}
     safetensors.torch.save_file(dueling, path)
-    with pytest.raises(ExpertError, match="the five layers of a Nature-DQN, whatever their names"):
-        aamlib.load_expert(path)
+    torch.save(dueling, tmp_path / "other.pt")
+    for saved in (path, tmp_path / "other.pt"):
+        assert "give a file that aamlib.save_expert wrote, the weights and biases of such" in refusal(saved)
 
 
 class Trap:
@@ -164,10 +168,13 @@ class Trap:
 
 
 def test_pickle_is_refused_and_never_executed(tmp_path, network):
-    torch.save(network.state_dict(), tmp_path / "weights.safetensors")
-    (tmp_path / "trap.safetensors").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    for name in ("weights", "trap"):
-        assert "not a readable safetensors file" in refusal(tmp_path / f"{name}.safetensors")
+    trap = Trap(tmp_path / "sprung")
+    (tmp_path / "trap.safetensors").write_bytes(pickle.dumps(trap))
+    assert "not a readable safetensors file" in refusal(tmp_path / "trap.safetensors")
+    torch.save({**network.state_dict(), "more": trap}, tmp_path / "trap.pt")
+    message = refusal(tmp_path / "trap.pt")
+    assert "it is damaged, or holds more than tensors, numbers and text); nothing in it was executed" in message
+    assert "weights_only" not in message, "torch's advice to trust the file"
     assert not (tmp_path / "sprung").exists()
 
 
@@ -227,10 +234,24 @@ def test_weights_that_would_not_be_known_again_are_not_written(tmp_path, network
     assert not list(tmp_path.iterdir())
 
 
-def test_card_that_cannot_be_written_leaves_no_weights_behind(tmp_path, network):
-    with pytest.raises(TypeError):
-        save_expert(tmp_path / "expert.safetensors", network, {"game": "pong", "curve": object()})
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"curve": object()}, "the card cannot be written .* give numbers, text, lists and dicts"),
+        ({"score_mean": "high"}, "the card has score_mean = 'high'; give a number, or leave it out"),
+        ({"game": "freeway"}, "the network has 6 actions, but freeway has 3; name the game that it plays"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_refused_and_leaves_no_weights_behind(tmp_path, network, more, message):
+    with pytest.raises(ExpertError, match=message):
+        save_expert(tmp_path / "expert.safetensors", network, {"game": "pong", **more})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_takes_numbers_and_arrays_of_numpy(tmp_path, network):
+    card = {"game": "pong", "scores": np.array([1.0, 2.0]), "score_mean": np.float32(1.5)}
+    path = save_expert(tmp_path / "expert.safetensors", network, card)
+    assert aamlib.read_card(path).items() >= {"scores": [1.0, 2.0], "score_mean": 1.5}.items()
 
 
 # Experts of others.
@@ -339,7 +360,7 @@ def test_another_algorithm_or_network_is_refused(tmp_path):
     deeper = DQN("CnnPolicy", Screens(), buffer_size=1, device="cpu", policy_kwargs={"net_arch": [32]})
     deeper.save(tmp_path / "deeper.zip")
     for name in ("ppo", "deeper"):
-        assert "another policy than a DQN with NatureCNN" in refusal(tmp_path / f"{name}.zip")
+        assert "something else than a Nature-DQN" in refusal(tmp_path / f"{name}.zip")
 
 
 def test_hub_without_network_says_how_to_fetch_by_hand(monkeypatch, tmp_path):
@@ -395,6 +416,28 @@ def test_any_module_is_an_expert(tiny, tmp_path):
     np.testing.assert_allclose(np.stack(recorded["expert_q"].to_list()), q, rtol=1e-5)
     with pytest.raises(RunFolderError, match="other weights"):
         aamlib.distill(tiny, tmp_path / "run", expert=Bright())
+
+
+@pytest.mark.parametrize("source", [lambda states: states, {"weight": torch.zeros(1)}, None])
+def test_what_is_neither_name_nor_file_nor_module_is_refused(as_users, source):
+    assert f"an expert cannot be a {type(source).__name__}; give a name, a file, or" in refusal(source)
+
+
+class Rule(nn.Module):
+    """Always does the same, by the number that it is given."""
+
+    def forward(self, states):
+        return nn.functional.one_hot(torch.full((len(states),), int(self.action)), 6).float()
+
+
+def test_a_module_is_known_again_by_its_buffers_and_refused_without_any():
+    rules = [Rule(), Rule(), Rule()]
+    rules[0].action = 2
+    assert "has neither parameters nor buffers, by which a run could know it again" in refusal(rules[0])
+    for rule, action in zip(rules[1:], (2, 5), strict=True):
+        rule.register_buffer("action", torch.tensor(action))
+        rule.get_extra_state = lambda: {"made": "by hand"}
+    assert len({fingerprint(load_expert(rule)) for rule in rules[1:]}) == 2
 
 
 @pytest.mark.parametrize(

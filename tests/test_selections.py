@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic import write_run
 
 import aamlib
 from aamlib import runs, selections
@@ -164,10 +165,26 @@ def test_what_is_not_there_is_said_in_one_sentence(tmp_path):
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for folder in ("a/run", "b/run", "b/other"):
-        (tmp_path / folder / "selections").mkdir(parents=True)
+        (write_run(tmp_path / folder) / "selections").mkdir()
         (tmp_path / folder / "selections" / "000001.parquet").touch()
     assert set(selections.recorded_runs([tmp_path])) == {"other", "a/run", "b/run"}
     assert set(selections.recorded_runs(str(tmp_path / "a"))) == {"run"}, "papermill gives one folder as a string"
     (tmp_path / "a").rename(tmp_path / ".a.half-copied")
     assert set(selections.recorded_runs([tmp_path])) == {"other", "run"}
     assert {"pong-bald", "pong-entropy"} <= set(selections.recorded_runs())
+    (tmp_path / "b" / "other" / "run").mkdir()
+    (tmp_path / "b" / "run").rename(tmp_path / "b" / "other" / "other")
+    assert set(selections.recorded_runs([tmp_path / "b"])) == {"other", "other/other"}
+
+
+def test_a_run_whose_settings_cannot_be_read_is_left_out_and_a_folder_that_is_not_there_is_refused(tmp_path):
+    for name in ("whole", "damaged", "other"):
+        (write_run(tmp_path / name) / "selections").mkdir()
+        (tmp_path / name / "selections" / "000001.parquet").touch()
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.warns(UserWarning, match="not shown: .*(damaged is no run folder|other was written by)") as said:
+        assert set(selections.recorded_runs(tmp_path)) == {"whole"}
+    assert len(said) == 2
+    with pytest.raises(aamlib.RunFolderError, match="no folder .*nowhere; give folders that hold run folders"):
+        selections.recorded_runs([tmp_path, tmp_path / "nowhere"])

@@ -10,6 +10,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import traitlets
+from ale_py import roms
 from matplotlib.figure import Figure
 
 from aamlib import figures
@@ -55,7 +56,7 @@ class ExpertView(View):
     epsilon = traitlets.Float(0.05, min=0, max=1)
     steps = traitlets.Int(600, min=1)
     temperature = traitlets.Float(0.1, min=1e-3)
-    step = traitlets.Int(0, min=0)
+    step = traitlets.Int(0)
     original_colours = traitlets.Bool(False)
     played = traitlets.Int(0, help="games played so far; changes when another one is shown")
 
@@ -188,7 +189,8 @@ class ExpertView(View):
     def make_panel(self) -> ipywidgets.Widget:
         """Controls, the frames beside the timeline, and the histograms."""
         experts = [path.stem for path in sorted(EXPERTS_DIR.glob("*.safetensors"))]
-        games = sorted({self.game, *map(_game_of, experts)})
+        players = {name: name for name in experts} | {self.game: self.expert}
+        games = sorted({self.game}.union(*map(_game_of, experts)))
         game = self.link("game", labelled(ipywidgets.Dropdown, "Game", 150, options=games))
         expert = labelled(ipywidgets.Dropdown, "Expert", 160, options=sorted({self.expert, *experts}))
         titles = {"": "none", **run_titles(self.students)}
@@ -253,8 +255,7 @@ class ExpertView(View):
                 self.play()
 
         def choose_players(change: Any) -> None:
-            if change.new in experts:
-                self.expert = change.new
+            self.expert = players.get(change.new, self.expert)
             self.student = self.first_student(change.new)
 
         def seek(change: Any) -> None:
@@ -284,10 +285,12 @@ class ExpertView(View):
         )
 
 
-def _game_of(expert: str) -> str:
+def _game_of(expert: str) -> set[str]:
+    """The game that a bundled expert plays, by its card or else its name; none if neither tells."""
+    card: dict[str, Any] = {}
     with contextlib.suppress(ExpertError):  # a card that cannot be read matters to those who choose its expert
-        return read_card(expert).get("game", expert)
-    return expert
+        card = read_card(expert)
+    return {card.get("game", expert)}.intersection(roms.get_all_rom_ids())
 
 
 def _has_student(run: Run) -> bool:
