@@ -11,7 +11,7 @@ import aamlib
 from aamlib import scoring
 from aamlib.acquisition import choose
 from aamlib.diagnosis import load_probes
-from aamlib.networks import as_blocks, reduced_precision
+from aamlib.networks import as_blocks, bfloat16_works, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.scoring import refine, rough_trunk, score_pool
 from aamlib.starts import read_starts
@@ -111,12 +111,15 @@ def test_reduced_precision_leaves_nearly_all_votes_as_they_are(exact, reduced):
 def test_a_pool_scored_mostly_in_int8_is_asked_the_same(student, pool, heads, exact, name, near, monkeypatch):
     monkeypatch.setattr(scoring, "ROUGH_FROM", 1_000)
     monkeypatch.setattr(scoring, "int16_is_fast", lambda _: near == "int16")
-    config = aamlib.ExperimentConfig(acquisition=name)
-    scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), rough_trunk(student, pool, seeded(2)))
+    config, rough = aamlib.ExperimentConfig(acquisition=name), rough_trunk(student, pool, seeded(2))
+    with reduced_precision("bfloat16" if bfloat16_works("cpu") else "float32"):  # as in a run
+        scores = score_pool(student, pool, heads, QUERY_SIZE, config, seeded(1), rough)
     expected = aamlib.ACQUISITIONS[name](exact).double()
+    nearest = (scores - expected.kthvalue(len(expected) - QUERY_SIZE + 1).values).abs().argsort()[:100]
+    assert (scores - expected)[nearest].abs().quantile(0.95) < (1e-2 if near == "int16" else 1e-5)
     assert not torch.equal(scores, expected)
     agreed = len(chosen(scores) & chosen(expected))
-    assert agreed >= 0.99 * QUERY_SIZE
+    assert agreed >= (0.97 if name == "variation_ratio" else 0.99) * QUERY_SIZE, "of few levels, votes that turn"
     other_masks = logits(student, pool, student.sample_heads(10, seeded(3)))
     assert len(chosen(aamlib.ACQUISITIONS[name](other_masks)) & chosen(expected)) < agreed - 10, "these change far more"
 
