@@ -23,7 +23,7 @@ from stable_baselines3 import DQN, PPO
 from torch import nn
 
 import aamlib
-from aamlib import experts
+from aamlib import cards, experts
 from aamlib.experts import EXPERTS_DIR, ExpertError, expert_path, fingerprint, load_expert, save_expert
 from aamlib.files import RunFolderError
 from aamlib.grids import plan
@@ -547,3 +547,17 @@ def test_the_table_leaves_out_an_expert_that_went_on_from_an_unknown_training(tm
     (folder / "breakout.json").write_text(json.dumps(card))
     assert aamlib.cards.card_table(folder).set_index("expert").empty
     assert aamlib.cards.commands("breakout", card) == []
+
+
+def test_commands_name_how_a_card_was_measured_where_that_is_unusual():
+    card = aamlib.read_card("breakout")
+    assert not any("card_episodes" in command or "temperature" in command for command in cards.commands("b", card))
+    *_, last = cards.commands("b", card | {"scores": [1.0, 2.0], "temperature": 0.5})
+    assert "-p card_episodes 2" in last
+    assert "-p temperature 0.5" in last
+
+
+def test_a_card_without_the_hash_of_its_weights_is_said(saved):
+    saved.with_suffix(".json").write_text(json.dumps({"game": "pong", "score_mean": 1.0, "random_score_mean": 0.0}))
+    with pytest.raises(ExpertError, match=r"whose scores no card has \(that of .*mine.* lacks the weights' hash"):
+        cards.read_references("pong", str(saved), "0" * 64)

@@ -121,6 +121,9 @@ def test_another_configuration_or_a_damaged_checkpoint_is_refused(small, trained
     assert not (tmp_path / "new" / "config.json").exists(), "the folder is free for the call that was meant"
     with pytest.raises(aamlib.ConfigError, match="unknown game 'pongg'; did you mean 'pong'"):
         dataclasses.replace(small, game="pongg")
+    torch.save({"step": 1}, folder / "checkpoint.pt")
+    with pytest.raises(aamlib.RunFolderError, match="checkpoint.pt is no checkpoint of this training"):
+        aamlib.train_expert(small, folder)
     (folder / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(aamlib.RunFolderError, match="checkpoint.pt cannot be read .* remove it to start again"):
         aamlib.train_expert(small, folder)

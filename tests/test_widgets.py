@@ -159,6 +159,33 @@ def test_another_game_has_its_own_expert_and_student(runs):
     assert (view.expert, view.student) == ("pong", "pong-bald")
 
 
+def test_back_at_a_game_whose_expert_is_not_bundled_it_is_that_expert_again(tmp_path):
+    own = aamlib.save_expert(tmp_path / "boxing.safetensors", aamlib.NatureDQN(18), {"game": "boxing"})
+    view = ExpertView("boxing", own, steps=5)
+    for game, expert in (("pong", "pong"), ("boxing", str(own))):
+        controls(view.panel, "aam-game").value = game
+        assert view.expert == expert
+
+
+def test_an_expert_is_offered_as_a_game_by_its_card_or_else_its_name_if_that_is_one(tmp_path, monkeypatch):
+    for name, game in {"mine": "seaquest", "boxing": "boxing", "yours": "seaquest"}.items():
+        path = aamlib.save_expert(tmp_path / f"{name}.safetensors", aamlib.NatureDQN(18), {"game": game})
+        if name != "yours":
+            path.with_suffix(".json").unlink()
+    for module in ("aamlib.experts", "aamlib.widgets.expert"):
+        monkeypatch.setattr(f"{module}.EXPERTS_DIR", tmp_path)
+    view = ExpertView("boxing", None, steps=5)
+    assert list(controls(view.panel, "aam-game").options) == ["boxing", "seaquest"]
+
+
+def test_a_click_beside_the_timeline_s_axes_goes_to_the_end_that_is_nearer(pong_expert):
+    view = ExpertView("pong", pong_expert, steps=30)
+    timeline = controls(view.panel, "aam-timeline")
+    for x, step in ((0.999, 29), (0.001, 0)):
+        timeline.clicked = [x, 0.5]
+        assert view.step == step
+
+
 def test_a_student_that_cannot_be_read_leaves_the_game_before(runs, tmp_path):
     run = publish(runs["pong-bald"], tmp_path / "run", student=True)
     view = ExpertView("pong", None, "run", {"run": run}, steps=30)
