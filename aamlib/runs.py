@@ -267,8 +267,11 @@ def load_starts(root: str | Path, *more: str | Path) -> pd.DataFrame:
 
 
 def find_runs(*roots: str | Path) -> dict[str, Path]:
-    """Run folders by name: the path below a single root, else as given. Raises RunFolderError if a root has none."""
-    runs = {}
+    """Run folders by name: the path below a single root, else as given; each once, in however many roots it lies.
+
+    Raises RunFolderError if a root has none.
+    """
+    runs: dict[Path, tuple[str, Path]] = {}
     for root in map(Path, roots):
         found = sorted(path.parent for path in not_hidden(root, "metrics.csv"))
         if not found:
@@ -276,8 +279,8 @@ def find_runs(*roots: str | Path) -> dict[str, Path]:
             raise RunFolderError(f"{what}; give a folder that holds run folders (with metrics.csv in each).")
         for run_dir in found:
             below = run_dir.relative_to(root).as_posix() if run_dir != root else root.absolute().name
-            runs[below if len(roots) == 1 else str(run_dir)] = run_dir
-    return runs
+            runs.setdefault(run_dir.absolute(), (below if len(roots) == 1 else str(run_dir), run_dir))
+    return dict(runs.values())
 
 
 def read_table(path: Path, columns: Collection[str], filled: Collection[str]) -> pd.DataFrame:

@@ -353,13 +353,14 @@ def areas_of(values):
 def test_estimates_have_intervals_from_five_seeds_on_and_all_games_together():
     values = {("pong", "bald"): [0.1, 0.2, 0.3, 0.4, 0.9], ("breakout", "bald"): [0.5] * 5, ("pong", "random"): [0.3]}
     values["breakout", "random"] = [0.2]  # of so few seeds there is nothing to say on all games
+    values["pong", "mine:own"] = [0.1] * 5  # nor of a function that one game lacks
     values["tennis", "bald"] = [np.nan]  # has only begun
     estimates = comparison.estimates(areas_of(values), "area").set_index(["game", "acquisition"])
     assert estimates["seeds"].to_dict() == {
-        ("breakout", "bald"): 5, ("breakout", "random"): 1, ("pong", "bald"): 5, ("pong", "random"): 1,
-        ("all games", "bald"): 5,
+        ("breakout", "bald"): 5, ("breakout", "random"): 1, ("pong", "bald"): 5, ("pong", "mine:own"): 5,
+        ("pong", "random"): 1, ("all games", "bald"): 5,
     }  # fmt: skip
-    assert estimates["iqm"].tolist() == pytest.approx([0.5, 0.2, 0.3, 0.3, (0.3 + 0.5) / 2])
+    assert estimates["iqm"].tolist() == pytest.approx([0.5, 0.2, 0.3, 0.1, 0.3, (0.3 + 0.5) / 2])
     assert estimates.loc[("pong", "random"), ["low", "high"]].isna().all()
     low, high = estimates.loc[("pong", "bald"), ["low", "high"]]
     assert 0.1 <= low < 0.3 < high <= 0.9

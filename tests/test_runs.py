@@ -69,6 +69,7 @@ def test_folders_are_searched_but_for_hidden_ones_and_one_that_is_taken_away(tmp
     monkeypatch.setattr(os, "scandir", late)
     assert [*find_runs(tmp_path)] == ["a/run", "b/run"]
     assert [*find_runs(tmp_path / ".copied")] == ["run"], "a root may be hidden itself"
+    assert [*find_runs(tmp_path / "a", tmp_path)] == [str(tmp_path / name) for name in ("a/run", "b/run")], "each once"
 
 
 def test_a_horizon_may_only_be_raised_and_none_is_no_limit(tmp_path):

@@ -1,5 +1,8 @@
 """Each statistic against numbers worked out by hand, and against a slow and obvious oracle."""
 
+import itertools
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -106,6 +109,23 @@ def test_permutation_p_of_more_ways_than_can_be_tried():
     x, y = rng.normal(size=10), rng.normal(loc=0.8, size=10)  # 184,756 ways
     exact = mannwhitneyu(x, y, method="exact").pvalue
     assert stats.permutation_p([x], [y]) == pytest.approx(exact, rel=0.05)
+
+
+@given(st.lists(st.tuples(*[st.lists(st.integers(0, 4), min_size=1, max_size=3)] * 2), min_size=1, max_size=2))
+def test_permutation_p_agrees_with_exact_fractions(games):
+    def distance(games):
+        shares = [Fraction(sum(2 * (a > b) + (a == b) for a in x for b in y), 2 * len(x) * len(y)) for x, y in games]
+        return abs(sum(shares) / len(shares) - Fraction(1, 2))
+
+    def exchanges(x, y):
+        runs = [*x, *y]
+        for kept in itertools.combinations(range(len(runs)), len(x)):
+            yield [runs[i] for i in kept], [run for i, run in enumerate(runs) if i not in kept]
+
+    distances = [distance(ways) for ways in itertools.product(*(exchanges(*game) for game in games))]
+    as_far = sum(d >= distance(games) for d in distances) / len(distances)
+    x, y = ([np.array(game[i], dtype=float) for game in games] for i in (0, 1))
+    assert stats.permutation_p(x, y) == pytest.approx(as_far)
 
 
 def test_permutation_p_of_runs_that_are_equal_by_hand():
