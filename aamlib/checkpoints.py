@@ -114,10 +114,10 @@ def load_student(run_dir: str | Path) -> MCDropoutDQN:
         raise RunFolderError(f"{run_dir} holds no student yet (checkpoints/*.safetensors); go on with its run.")
     newest = saved[-1]
     try:
-        if manifests and json.loads(manifests[newest.stem].read_text())[f"checkpoints/{newest.name}"] != file_hash(
-            newest
-        ):
-            raise ValueError("it is another file than was written")
+        if manifests:
+            written = json.loads(manifests[newest.stem].read_text())[f"checkpoints/{newest.name}"]
+            if file_hash(newest) != written:
+                raise ValueError("it is not as it was written")
         weights = safetensors.torch.load_file(newest)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunFolderError(f"{newest} cannot be read ({error}); copy it again, or go on with its run.") from error

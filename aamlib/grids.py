@@ -175,9 +175,9 @@ def _excluded(varied: Mapping[str, Any], exclusions: list[Mapping[str, Any]]) ->
 def _check_whole_pool(cells: list[Cell]) -> None:
     """Where all states are asked about, a function changes nothing; notebook 4 would find the same run twice."""
     first: dict[ExperimentConfig, Cell] = {}
-    for cell in cells:
+    for cell in (cell for cell in cells if cell.config.query_fraction == 1):
         same = first.setdefault(dataclasses.replace(cell.config, acquisition="random"), cell)
-        if cell.config.query_fraction == 1 and same is not cell:
+        if same is not cell:
             raise ConfigError(
                 f"{same.name} and {cell.name} would be the same run, for both ask about the whole pool; leave one out "
                 "by [[exclude]]."

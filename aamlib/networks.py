@@ -77,11 +77,9 @@ class PixelConv2d(nn.Conv2d):
         return one_by_one(F.conv3d(as_blocks(states).to(dtype), weight, self.bias))
 
     def blocks_weight(self) -> Float[Tensor, "O 16 4 2 2"]:
-        """The weights, those of bytes, put in the order of the blocks."""
-        weight = (
-            (self.weight / 255).unflatten(3, (2, 4)).unflatten(2, (2, 4))
-        )  # channel, frame, block, row, block, pixel
-        return weight.permute(0, 3, 5, 1, 2, 4).flatten(1, 2)
+        """The weights of pixels as bytes, put in the order of the blocks."""
+        weight = self.weight.unflatten(3, (2, 4)).unflatten(2, (2, 4))  # channel, frame, block, row, block, pixel
+        return weight.permute(0, 3, 5, 1, 2, 4).flatten(1, 2) / 255
 
 
 def one_by_one(outputs: Shaped[Tensor, "N O S H W"]) -> Shaped[Tensor, "M O H W"]:
