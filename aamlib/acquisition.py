@@ -131,7 +131,7 @@ def find_acquisition(name: str) -> Acquisition:
     if name in ACQUISITIONS:
         return ACQUISITIONS[name]
     module_name, _, function_name = name.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
+    if not all([*module_name.split("."), function_name]):
         raise ConfigError(
             f"unknown acquisition {name!r}; {nearest(name, ACQUISITIONS)} Your own: 'my_module:my_function'."
         )
@@ -139,13 +139,13 @@ def find_acquisition(name: str) -> Acquisition:
         module = importlib.import_module(module_name)
     except Exception as error:  # no module, or a mistake in it
         is_absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        advice = "is its folder on PYTHONPATH?" if is_absent else f"mend {module_name}."
+        advice = "is its folder on PYTHONPATH?" if is_absent else f"mend {module_name}, or install what it needs."
         raise ConfigError(
             f"acquisition {name!r} cannot be imported: {type(error).__name__}: {error}; {advice}"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         known = nearest(function_name, functions)
         raise ConfigError(f"acquisition {name!r}: {module_name} has no function {function_name!r}; {known}")
     if id(function) not in _sources:  # now, while the file is as it was imported

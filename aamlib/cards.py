@@ -121,7 +121,7 @@ def commands(name: str, card: dict[str, Any]) -> list[str]:
         given = {key: value for key, value in stage["settings"].items() if value is not None}
         if number > 1:
             given["start_from"] = f"{folder}-{number - 1}/expert.safetensors"
-        measured = {"card_episodes": len(stage.get("scores", [])), "temperature": stage.get("temperature")}
+        measured = {"card_episodes": len(stage.get("scores") or []), "temperature": stage.get("temperature")}
         given |= {key: value for key, value in measured.items() if value not in (0, None, getattr(CardConfig, key))}
         given |= {"card_seed": stage["score_seed"], "run_dir": f"{folder}-{number}"}
         parameters = [f"-p\N{NO-BREAK SPACE}{key}\N{NO-BREAK SPACE}{value}" for key, value in given.items()]

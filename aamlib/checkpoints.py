@@ -115,11 +115,11 @@ def load_student(run_dir: str | Path) -> MCDropoutDQN:
     newest = saved[-1]
     try:
         if manifests:
-            written = json.loads(manifests[newest.stem].read_text())[f"checkpoints/{newest.name}"]
-            if file_hash(newest) != written:
+            written = dict(json.loads(manifests[newest.stem].read_text()))
+            if file_hash(newest) != written.get(f"checkpoints/{newest.name}"):
                 raise ValueError("it is not as it was written")
         weights = safetensors.torch.load_file(newest)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise RunFolderError(f"{newest} cannot be read ({error}); copy it again, or go on with its run.") from error
     student = MCDropoutDQN(len(weights["head.weight"]), dropout=read_config(run_dir)["dropout"])
     student.load_state_dict(weights)

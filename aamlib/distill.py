@@ -36,15 +36,7 @@ from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs
 from aamlib.checkpoints import drop_checkpoints, load_checkpoint, save_checkpoint
 from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
-from aamlib.experts import (
-    ExpertError,
-    check_fits,
-    expert_path,
-    fingerprint,
-    label,
-    load_expert,
-    with_absolute_expert,
-)
+from aamlib.experts import ExpertError, check_fits, expert_path, fingerprint, label, load_expert
 from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
 from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN, clear_moments, reduced_precision
 from aamlib.replay import FramePool
@@ -82,7 +74,7 @@ class Distillation:
     """The state of a run, and its rounds."""
 
     def __init__(self, config: ExperimentConfig, run_dir: str | Path, expert: nn.Module | None = None) -> None:
-        self.config, self.run_dir = with_absolute_expert(config), Path(run_dir).absolute()
+        self.config, self.run_dir = config, Path(run_dir).absolute()
         if expert is None:
             path = expert_path(config.expert or config.game)
             expert, self.probes_dir, expert_name = load_expert(path), path.parent, str(path)

@@ -1,12 +1,11 @@
 """Experts: the frozen networks that label states.
 
-An expert is a bundled name, a file of `save_expert`, a Stable-Baselines3 DQN (zip, or straight from the Hugging Face
-hub), or any module of your own. Nothing in a file is ever executed.
+An expert is a bundled name, a file of `save_expert` or of another project's Nature-DQN, a Stable-Baselines3 DQN (zip,
+or straight from the Hugging Face hub), or any module of your own. Nothing in a file is ever executed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -25,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aamlib.atari import n_actions
-from aamlib.config import ExperimentConfig, first_line, nearest
+from aamlib.config import first_line, nearest
 from aamlib.files import DATA_DIR, load_weights_only, write_bytes
 from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, States, reduced_precision
 
@@ -126,7 +125,7 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
                 f"the module {type(expert).__name__} has n_actions = {claimed}, but returned {counted} Q-values a "
                 "state; make them agree."
             )
-        if not expert.state_dict():
+        if not _tensors_of(expert):
             raise ExpertError(
                 f"the module {type(expert).__name__} has neither parameters nor buffers, by which a run could know it "
                 "again; register what decides its answers as a buffer."
@@ -147,13 +146,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             metadata = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, OSError) as error:
-        advice = "it may be truncated: fetch or train it again"
-        if path.suffix != ".safetensors":
-            advice = (
-                "give one, a state_dict that torch.save wrote, or a Stable-Baselines3 DQN's zip; another network can "
-                "be distilled from Python as a module"
-            )
-        raise ExpertError(f"{path} is not a readable safetensors file ({error}); {advice}.") from error
+        raise ExpertError(
+            f"{path} is neither a readable safetensors file ({error}) nor a zip, as Stable-Baselines3 and torch.save "
+            "write them; it may be truncated: fetch or save it again. Any other network can be distilled from Python "
+            "as a module."
+        ) from error
     if metadata.get("format") != _FORMAT or "head.weight" not in weights:
         if (found := _by_shape(weights)) is None:
             raise _another_kind(path, weights)
@@ -186,12 +183,11 @@ def _read_zip(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             is_sb3 = "policy.pth" in archive.namelist()
-            content = io.BytesIO(archive.read("policy.pth") if is_sb3 else path.read_bytes())
-        saved = load_weights_only(content)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+            saved = load_weights_only(io.BytesIO(archive.read("policy.pth")) if is_sb3 else path)
+    except Exception as error:  # zipfile, too, raises nearly anything for a damaged one
         raise ExpertError(
-            f"{path} is no readable zip of Stable-Baselines3, and no state_dict that torch saved ({error}); nothing in "
-            "it was executed. It may be truncated: fetch or save it again."
+            f"{path} is no readable zip of Stable-Baselines3, nor a state_dict that torch saved ({first_line(error)}). "
+            "Nothing in it was executed; it may be truncated: fetch or save it again."
         ) from error
     weights = {str(name): tensor for name, tensor in saved.items() if isinstance(tensor, Tensor)}
     found = _by_shape({name: tensor for name, tensor in weights.items() if name.startswith("q_net.") or not is_sb3})
@@ -277,41 +273,34 @@ def label(expert: nn.Module, states: States, device: str = "cpu") -> Float[Tenso
 
 def fingerprint(expert: nn.Module) -> str:
     """SHA-256 of an expert's weights, hexadecimal, whatever file they came from."""
-    state = {name: tensor for name, tensor in expert.state_dict().items() if isinstance(tensor, Tensor)}
-    weights = {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}  # some are tied
+    weights = {name: tensor.cpu().clone().contiguous() for name, tensor in _tensors_of(expert).items()}  # some are tied
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
+
+
+def _tensors_of(expert: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in expert.state_dict().items() if isinstance(value, Tensor)}
 
 
 def expert_path(name: str | Path) -> Path:
     """The weights' file of a bundled name, of a path, or of "hub:owner/repository", which is downloaded once.
 
-    Raises ExpertError when there is none.
+    A relative path starts in the working folder or, if there is no such file, in the project's. Raises ExpertError when
+    there is none.
     """
     if str(name).startswith("hub:"):
         return _download(str(name).removeprefix("hub:"))
-    bundled = _bundled()
+    bundled = {path.stem: path for path in EXPERTS_DIR.glob("*.safetensors")}
     if str(name) in bundled:
         return bundled[str(name)]
-    if Path(name).is_file():
-        return Path(name)
+    for path in (Path(name), DATA_DIR.parent / name):
+        if path.is_file():
+            return path
     if str(name) in roms.get_all_rom_ids():
         raise ExpertError(
             f"no expert is bundled for {name}: train one (make expert GAME={name}, or notebook 1), or give a file as "
             "`expert`."
         )
     raise ExpertError(f"no expert {str(name)!r}: neither a file nor bundled; {nearest(str(name), sorted(bundled))}")
-
-
-def _bundled() -> dict[str, Path]:
-    return {path.stem: path for path in EXPERTS_DIR.glob("*.safetensors")}
-
-
-def with_absolute_expert(config: ExperimentConfig) -> ExperimentConfig:
-    """The settings, with the path of an expert's file such that it leads there from any folder."""
-    name = config.expert
-    if name is None or name in _bundled() or not Path(name).is_file():
-        return config
-    return dataclasses.replace(config, expert=str(Path(name).absolute()))
 
 
 def _download(repository: str) -> Path:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import re
 import tempfile
 import time
@@ -133,7 +132,7 @@ def read_torch(path: str | Path) -> dict[str, Any]:
     """Read what `write_torch` wrote, as `load_weights_only` does. Raises RunFolderError if it cannot be read."""
     try:
         return load_weights_only(path)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise RunFolderError(f"{path} cannot be read ({error}); remove it to start again.") from error
 
 
@@ -144,10 +143,10 @@ def load_weights_only(source: str | Path | io.BytesIO) -> dict[str, Any]:
     """
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)  # wherever the tensors were
-    except pickle.UnpicklingError as error:  # its text advises to trust the file
-        raise ValueError("it is damaged, or holds more than tensors, numbers and text") from error
     except Exception as error:  # torch raises nearly anything for bytes of another kind
-        raise ValueError(first_line(error)) from error
+        is_refused = "weights_only" in str(error)  # in a text that advises to trust the file
+        reason = "it is damaged, or holds more than tensors, numbers and text" if is_refused else first_line(error)
+        raise ValueError(reason) from error
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__} in place of named tensors")
     return content

@@ -28,7 +28,7 @@ from typing import Any
 from aamlib.acquisition import check_acquisition
 from aamlib.atari import n_actions
 from aamlib.config import ConfigError, ExperimentConfig, nearest, preset
-from aamlib.experts import ExpertError, check_fits, load_expert, with_absolute_expert
+from aamlib.experts import ExpertError, check_fits, load_expert
 from aamlib.files import DATA_DIR
 
 EXPERIMENT = DATA_DIR.parent / "notebooks" / "02_run_experiment.ipynb"
@@ -60,15 +60,15 @@ def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | 
         varied = dict(zip(values, combination[1:], strict=True)) | {"seed": combination[0]}
         if _excluded(varied, content["exclude"]):
             continue
+        name = _name(varied)
         parameters = {"preset": content["preset"], **constants, **varied}
         try:
             config = ExperimentConfig(**{**shared, **constants, **varied})
         except ConfigError as error:
-            raise ConfigError(f"cell {_name(varied)}: {error}") from error
-        name = _name({setting: getattr(config, setting) for setting in varied})
-        config = with_absolute_expert(config)  # workers may stand in another folder
-        if config.expert:
-            parameters["expert"] = config.expert
+            raise ConfigError(f"cell {name}: {error}") from error
+        if config.expert and Path(config.expert).is_file():  # workers may stand in another folder
+            parameters["expert"] = str(Path(config.expert).absolute())
+            config = dataclasses.replace(config, expert=parameters["expert"])
         experts.add((config.expert or config.game, config.game))
         acquisitions.add((config.acquisition, config.n_samples, config.game))
         cells.append(Cell(name, Path(out).absolute() / name, parameters, config, Path(notebook).absolute()))
@@ -173,14 +173,14 @@ def _excluded(varied: Mapping[str, Any], exclusions: list[Mapping[str, Any]]) ->
 
 
 def _check_whole_pool(cells: list[Cell]) -> None:
-    """Where all states are asked about, a function changes nothing; notebook 4 would find the same run twice."""
+    """Where all states are asked about there is nothing to choose: notebook 4 would find the same run twice."""
     first: dict[ExperimentConfig, Cell] = {}
     for cell in (cell for cell in cells if cell.config.query_fraction == 1):
         same = first.setdefault(dataclasses.replace(cell.config, acquisition="random"), cell)
         if same is not cell:
             raise ConfigError(
-                f"{same.name} and {cell.name} would be the same run, for both ask about the whole pool; leave one out "
-                "by [[exclude]]."
+                f"{same.name} and {cell.name} differ in their function alone, which has nothing to choose where the "
+                "whole pool is asked about; leave one out by [[exclude]]."
             )
 
 

@@ -279,7 +279,7 @@ def find_runs(*roots: str | Path) -> dict[str, Path]:
             raise RunFolderError(f"{what}; give a folder that holds run folders (with metrics.csv in each).")
         for run_dir in found:
             below = run_dir.relative_to(root).as_posix() if run_dir != root else root.absolute().name
-            runs.setdefault(run_dir.absolute(), (below if len(roots) == 1 else str(run_dir), run_dir))
+            runs.setdefault(run_dir.resolve(), (below if len(roots) == 1 else str(run_dir), run_dir))
     return dict(runs.values())
 
 

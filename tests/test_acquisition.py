@@ -342,7 +342,7 @@ def test_a_mistake_in_ones_own_module_is_told(tmp_path, monkeypatch):
         "import no_such_module_of_mine": "ModuleNotFoundError",
     }.items():
         (tmp_path / f"with_{error}.py").write_text(f"{mistake}\n")
-        with pytest.raises(ConfigError, match=rf"cannot be imported: {error}: .*; mend with_{error}\."):
+        with pytest.raises(ConfigError, match=rf"cannot be imported: {error}: .*; mend with_{error}, or install"):
             find_acquisition(f"with_{error}:score")
 
 

@@ -175,7 +175,10 @@ def test_an_expert_is_offered_as_a_game_by_its_card_or_else_its_name_if_that_is_
     for module in ("aamlib.experts", "aamlib.widgets.expert"):
         monkeypatch.setattr(f"{module}.EXPERTS_DIR", tmp_path)
     view = ExpertView("boxing", None, steps=5)
-    assert list(controls(view.panel, "aam-game").options) == ["boxing", "seaquest"]
+    game = controls(view.panel, "aam-game")
+    assert list(game.options) == ["boxing", "seaquest"]
+    game.value = "seaquest"
+    assert view.expert == "yours"
 
 
 def test_a_click_beside_the_timeline_s_axes_goes_to_the_end_that_is_nearer(pong_expert):

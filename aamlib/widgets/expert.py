@@ -189,9 +189,9 @@ class ExpertView(View):
     def make_panel(self) -> ipywidgets.Widget:
         """Controls, the frames beside the timeline, and the histograms."""
         experts = [path.stem for path in sorted(EXPERTS_DIR.glob("*.safetensors"))]
-        players = {name: name for name in experts} | {self.game: self.expert}
-        games = sorted({self.game}.union(*map(_game_of, experts)))
-        game = self.link("game", labelled(ipywidgets.Dropdown, "Game", 150, options=games))
+        players = {name: expert for expert in experts for name in _game_of(expert)}
+        players |= {name: name for name in players if name in experts} | {self.game: self.expert}
+        game = self.link("game", labelled(ipywidgets.Dropdown, "Game", 150, options=sorted(players)))
         expert = labelled(ipywidgets.Dropdown, "Expert", 160, options=sorted({self.expert, *experts}))
         titles = {"": "none", **run_titles(self.students)}
         options = [(title, name) for name, title in titles.items()]
