@@ -132,7 +132,8 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
             )
     else:
         path = expert_path(source)
-        is_zip = path.suffix == ".zip" or zipfile.is_zipfile(path)  # torch.save writes one, too
+        by_name = {".zip": True, ".safetensors": False}.get(path.suffix)
+        is_zip = zipfile.is_zipfile(path) if by_name is None else by_name  # torch.save writes one, too
         weights, game = (_read_zip(path), None) if is_zip else _read_safetensors(path)
         expert = _as_network(path, weights)
         expert.game = game
