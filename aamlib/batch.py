@@ -95,10 +95,7 @@ def run_batch(
     outcomes = {cell.name: Outcome("done") for cell in cells if cell.name not in unfinished}
     attempts = dict.fromkeys((cell.name for cell in cells), 0)
     losses: dict[str, tuple[int, int]] = {}  # per cell: losses in a row, and the round at which they began
-    with (
-        open_pool(scheduler, side_by_side, str(Path(out).absolute())) as pool,
-        BatchView(cells, pool.dashboard) as view,
-    ):
+    with open_pool(scheduler, side_by_side) as pool, BatchView(cells, pool.dashboard) as view:
         try:
             for cell in unfinished.values():
                 pool.submit(cell, threads)
@@ -116,7 +113,8 @@ def run_batch(
                         view.say(f"{cell.name}: {outcome.error}; it goes on after round {reached}")
                         pool.submit(cell, threads)
                         continue
-                    outcome = Outcome("failed", f"{outcome.error}; lost {times} times without completing a round")
+                    reason = outcome.error.rstrip(".")
+                    outcome = Outcome("failed", f"{reason}; lost {times} times without completing a round")
                 outcomes[cell.name] = outcome
                 del unfinished[cell.name]
                 view.say(f"{cell.name}: {outcome.state} {outcome.error}".rstrip())

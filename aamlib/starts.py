@@ -15,7 +15,7 @@ from aamlib.files import DATA_DIR, RunFolderError, write_json
 
 HASHES = {
     "expert_sha256": "an expert with other weights; give that one as `expert`",
-    "acquisition_sha256": "an acquisition function of other source code; restore it",
+    "acquisition_sha256": "an acquisition function of other source code; restore it, remove the folder to begin again",
 }
 
 

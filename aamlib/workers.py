@@ -13,6 +13,7 @@ import platform
 import queue
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -62,17 +63,18 @@ def is_done(cell: Cell) -> bool:
     return mark.get("state") == "done" and mark.get("settings") == cell.config.asdict()
 
 
-_active: dict[str, Popen[bytes] | None] = {}  # by run folder: the kernels of the cells that this process executes
+# The kernels of the cells that this process executes, by batch and run folder.
+_active: dict[tuple[str, Path], Popen[bytes] | None] = {}
 
 
-def run_cell(cell: Cell, threads: int) -> Outcome:
+def run_cell(cell: Cell, threads: int, batch: str = "") -> Outcome:
     """Execute the cell's notebook in its run folder, with `threads` threads; resumes a run that was begun.
 
     "done" takes a notebook without an exception and a run that this attempt ended. Two callers never work on one
     cell at a time: the second waits for `LOCK_SECONDS`, and then finds it done or gives it up as lost.
     """
-    folder = str(cell.run_dir)
-    _active[folder] = None
+    folder = cell.run_dir
+    _active[batch, folder] = None
     try:
         with lock_run(folder, "notebook.lock", wait=LOCK_SECONDS):
             if is_done(cell):
@@ -81,7 +83,7 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
                 here = {"status": "starting", "host": platform.node(), "pid": os.getpid(), "since": time.time()}
                 before = read_progress(cell.run_dir)
                 write_json(cell.run_dir / "progress.json", before | here)
-            outcome = _execute(cell, threads)
+            outcome = _execute(cell, threads, batch)
             progress = read_progress(cell.run_dir)
             if outcome.state != "done" and progress.get("status") not in ENDED:
                 untouched = progress.get("status") == "starting" and before.get("status") in ENDED
@@ -92,10 +94,10 @@ def run_cell(cell: Cell, threads: int) -> Outcome:
     except RunFolderError as error:
         return Outcome("lost", str(error))
     finally:
-        _active.pop(folder, None)
+        _active.pop((batch, folder), None)
 
 
-def _execute(cell: Cell, threads: int) -> Outcome:
+def _execute(cell: Cell, threads: int, batch: str) -> Outcome:
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
     sockets = tempfile.TemporaryDirectory(prefix="aamlib-", ignore_cleanup_errors=True)
 
@@ -104,7 +106,7 @@ def _execute(cell: Cell, threads: int) -> Outcome:
             if os.name == "posix":  # of kernels that start at once, two may choose the same TCP port, and wait in vain
                 self.transport, self.connection_file = "ipc", f"{sockets.name}/kernel.json"
             await super().start_kernel(**options, env=environment)
-            _active[str(cell.run_dir)] = self.provisioner.process  # type: ignore[union-attr]
+            _active[batch, cell.run_dir] = self.provisioner.process  # type: ignore[union-attr]
 
     try:
         with sockets, closing(ensure_event_loop()):  # this thread's, in which papermill will run
@@ -127,9 +129,9 @@ def _execute(cell: Cell, threads: int) -> Outcome:
     return Outcome("done") if status in ENDED else Outcome("lost", f"its run ended as {status!r}")
 
 
-def kill_kernels(out: str) -> int:
-    """Kill the kernels of all cells in `out` that this process executes; returns how many cells there still are."""
-    active = [kernel for folder, kernel in list(_active.items()) if Path(out) in Path(folder).parents]
+def kill_kernels(batch: str) -> int:
+    """Kill the kernels of the batch's cells that this process executes; returns how many cells there still are."""
+    active = [kernel for (owner, _), kernel in list(_active.items()) if owner == batch]
     for kernel in active:
         if kernel is not None:
             kernel.kill()
@@ -144,13 +146,14 @@ class _Threads:
 
     dashboard: str | None = None
 
-    def __init__(self, side_by_side: int, out: str) -> None:
-        self.out, self.executor = out, ThreadPoolExecutor(side_by_side)
+    def __init__(self, side_by_side: int) -> None:
+        self.batch, self.executor = uuid.uuid4().hex, ThreadPoolExecutor(side_by_side)
         self.ended: queue.SimpleQueue[tuple[Cell, Any]] = queue.SimpleQueue()
 
     def submit(self, cell: Cell, threads: int) -> None:
         """Let the cell run when its turn comes."""
-        self.executor.submit(run_cell, cell, threads).add_done_callback(lambda future: self.ended.put((cell, future)))
+        future = self.executor.submit(run_cell, cell, threads, self.batch)
+        future.add_done_callback(lambda future: self.ended.put((cell, future)))
 
     def wait(self, seconds: float) -> tuple[Cell, Outcome] | None:
         """The next cell that has ended, and how, if one does in time."""
@@ -166,7 +169,7 @@ class _Threads:
     def stop(self) -> None:
         """Start no more cells, and end the kernels of those that run."""
         self.executor.shutdown(wait=False, cancel_futures=True)
-        while kill_kernels(self.out):
+        while kill_kernels(self.batch):
             time.sleep(0.1)
 
     def close(self) -> None:
@@ -177,12 +180,12 @@ class _Threads:
 class _Dask(_Threads):
     """The workers of a Dask scheduler, which may go away and come back with no memory."""
 
-    def __init__(self, scheduler: str, out: str) -> None:
+    def __init__(self, scheduler: str) -> None:
         try:
             import distributed
         except ImportError as error:
             raise ConfigError(f"a scheduler needs Dask ({error}); pip install 'aamlib[cluster]'.") from error
-        self.distributed, self.scheduler, self.out = distributed, scheduler, out
+        self.distributed, self.scheduler, self.batch = distributed, scheduler, uuid.uuid4().hex
         self.tasks: dict[str, tuple[Cell, int]] = {}
         try:
             self.connect()
@@ -203,7 +206,7 @@ class _Dask(_Threads):
 
     def submit(self, cell: Cell, threads: int) -> None:
         """Let the cell run when its turn comes. Dask itself repeats it, three times, if the worker is lost."""
-        ended, future = self.ended, self.client.submit(run_cell, cell, threads, pure=False)
+        ended, future = self.ended, self.client.submit(run_cell, cell, threads, self.batch, pure=False)
         self.tasks[cell.name] = cell, threads
         self.futures[cell.name] = future  # Dask forgets what nobody holds
         future.add_done_callback(lambda future: ended.put((cell, future)))
@@ -230,7 +233,7 @@ class _Dask(_Threads):
         """As above, on every worker; without a scheduler they end by themselves."""
         if self.client.status == "running":
             self.client.cancel(list(self.futures.values()), force=True)
-            while sum(self.client.run(kill_kernels, self.out).values()):
+            while sum(self.client.run(kill_kernels, self.batch, on_error="ignore").values()):  # some may be lost now
                 time.sleep(0.1)
 
     def close(self) -> None:
@@ -239,9 +242,9 @@ class _Dask(_Threads):
 
 
 @contextmanager
-def open_pool(scheduler: str | None, side_by_side: int, out: str) -> Iterator[_Threads]:
+def open_pool(scheduler: str | None, side_by_side: int) -> Iterator[_Threads]:
     """The scheduler's workers, or threads of this process; closed at the end."""
-    pool = _Dask(scheduler, out) if scheduler else _Threads(side_by_side, out)
+    pool = _Dask(scheduler) if scheduler else _Threads(side_by_side)
     try:
         yield pool
     except BaseException:  # a second Ctrl-C too: else all cells that wait would be run before it is seen

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -216,6 +217,21 @@ def test_ctrl_c_ends_the_kernels_and_leaves_folders_that_go_on(cells, tmp_path):
         assert_done_once(cell)
 
 
+def test_stopped_a_batch_ends_its_own_kernels_alone(monkeypatch):
+    class Kernel:
+        killed = False
+
+        def kill(self):
+            self.killed = True
+
+    mine, others = Kernel(), Kernel()
+    running = {("mine", Path("a")): mine, ("mine", Path("b")): None, ("others", Path("a")): others}
+    monkeypatch.setattr(workers, "_active", running)
+    assert workers.kill_kernels("mine") == 2, "one of them has no kernel yet"
+    assert mine.killed
+    assert not others.killed
+
+
 def test_a_folder_in_use_or_of_other_settings_is_left_alone(cells, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "LOCK_SECONDS", 0.1)
     (cell,) = cells(acquisition=["bald"])
@@ -256,7 +272,7 @@ def test_the_fastest_layout_is_measured_if_wished(cells, tmp_path, monkeypatch, 
 def test_layouts_are_compared_by_the_rounds_of_all_runs_together(tmp_path, monkeypatch):
     """Here a second thread halves the time of a round, so that one run with both does as much as two runs."""
 
-    def execute(cell, threads):
+    def execute(cell, threads, _batch):
         run_dir = write_run(cell.run_dir / "run", rounds=2, seed=cell.config.seed)
         metrics = aamlib.Run(run_dir).metrics
         phases = dict.fromkeys(metrics.filter(like="seconds_"), 1.0 / threads) | {"seconds_evaluate": 1e6}
@@ -269,7 +285,7 @@ def test_layouts_are_compared_by_the_rounds_of_all_runs_together(tmp_path, monke
 
 
 def test_a_layout_that_cannot_be_measured_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "_execute", lambda cell, threads: Outcome("failed", "in use by another"))
+    monkeypatch.setattr(workers, "_execute", lambda cell, *_: Outcome("failed", "in use by another"))
     with pytest.raises(aamlib.RunFolderError, match="1 runs with 1 threads could not be measured: in use by another"):
         batch.measure_layouts(tmp_path / "busy", [(1, 1)])
     with pytest.raises(aamlib.RunFolderError, match="1x1 is there, .* give another folder"):
@@ -281,7 +297,7 @@ def test_a_measurement_that_is_stopped_is_no_error(tmp_path, monkeypatch, capsys
         raise KeyboardInterrupt
 
     monkeypatch.setattr(workers._Threads, "wait", stopped)
-    monkeypatch.setattr(workers, "_execute", lambda cell, threads: Outcome("done"))
+    monkeypatch.setattr(workers, "_execute", lambda cell, *_: Outcome("done"))
     (tmp_path / "grid.toml").write_text("seeds = [0, 1]")
     assert batch.main([str(tmp_path / "grid.toml"), str(tmp_path / "out"), "--measure-first"]) == 130
     assert "Stopped; the same call goes on." in capsys.readouterr().err
@@ -292,7 +308,7 @@ def executed(monkeypatch):
     """The cells that have been executed, each by nothing in a tenth of a second."""
     cells = []
 
-    def execute(cell, threads):
+    def execute(cell, threads, _batch):
         cells.append(cell)
         time.sleep(0.1)
         return Outcome("done")
@@ -326,7 +342,7 @@ def test_a_second_ctrl_c_starts_no_cell_either(tmp_path, monkeypatch, executed):
 
 def test_all_processors_are_used_in_each_layout_that_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "_processors", lambda: 6)
-    monkeypatch.setattr(workers, "_execute", lambda cell, threads: write_run(cell.run_dir / "run") and Outcome("done"))
+    monkeypatch.setattr(workers, "_execute", lambda cell, *_: write_run(cell.run_dir / "run") and Outcome("done"))
     table = batch.measure_layouts(tmp_path)
     assert table[["side_by_side", "threads"]].to_numpy().tolist() == [[6, 1], [3, 2], [2, 3], [1, 6]]
 
@@ -499,7 +515,7 @@ def test_two_thousand_cells_on_two_hundred_simulated_workers(tmp_path, monkeypat
     """Everything but the notebooks: folders, locks, marks, Dask and the progress view."""
     from distributed import LocalCluster
 
-    monkeypatch.setattr(workers, "_execute", lambda cell, threads: Outcome("done"))
+    monkeypatch.setattr(workers, "_execute", lambda cell, *_: Outcome("done"))
     n = 2_000
     cells = plan({"seeds": list(range(n)), "preset": "quick"}, tmp_path / "out")
     with LocalCluster(

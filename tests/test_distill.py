@@ -499,7 +499,9 @@ def test_a_run_whose_own_function_was_changed_does_not_go_on(with_settings, tmp_
         patch.delitem(sys.modules, "own")
     monkeypatch.syspath_prepend(tmp_path / "after")
     monkeypatch.delitem(sys.modules, "own", raising=False)
-    with pytest.raises(aamlib.RunFolderError, match="other source code; restore it, or choose another folder"):
+    with pytest.raises(
+        aamlib.RunFolderError, match="other source code; restore it, remove the folder to begin again, or choose"
+    ):
         aamlib.distill(config, tmp_path / "run")
     with pytest.raises(aamlib.RunFolderError, match="acquisition = 'bald'"):
         aamlib.distill(with_settings(), tmp_path / "run")
