@@ -61,11 +61,7 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
     if "game" not in card:
         raise ExpertError("the card does not name the game; give it, such as {'game': 'pong'}.")
     path = weights_path(path)
-    if network.n_actions != (required := n_actions(card["game"])):
-        raise ExpertError(
-            f"the network has {network.n_actions} actions, but {card['game']} has {required}; name the game that it "
-            "plays."
-        )
+    check_fits(network, card["game"], str(path))
     for name in ("score_mean", "random_score_mean"):
         if not isinstance(card.get(name, 0.0), numbers.Real):
             raise ExpertError(f"the card has {name} = {card[name]!r}; give a number, or leave it out.")

@@ -178,9 +178,8 @@ def plot_asked(rounds: pd.DataFrame, column: str, *, ax: Axes | None = None) -> 
     is_log, is_auroc = column == "asked_costly", column.startswith("auroc")
 
     def running(values: pd.Series) -> pd.Series:
-        means = (
-            values.rolling(10, min_periods=1, center=True).mean().where(values.ffill().notna() & values.bfill().notna())
-        )
+        has_begun, goes_on = values.ffill().notna(), values.bfill().notna()
+        means = values.rolling(10, min_periods=1, center=True).mean().where(has_begun & goes_on)
         return means.where(means > 1e-9) if is_log else means  # rolling leaves a rounding error of a zero
 
     for acquisition in in_order(rounds["acquisition"]):

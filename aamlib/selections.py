@@ -96,10 +96,8 @@ def recorded_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dic
         roots = [roots] if isinstance(roots, str | Path) else roots
         if absent := [str(root) for root in roots if not Path(root).is_dir()]:
             raise RunFolderError(f"no folder {' and no '.join(absent)}; give folders that hold run folders.")
-    folders = set()
-    for root in roots:
-        for path in not_hidden(Path(root), f"selections/{NUMBER}.parquet"):
-            folders.add(path.parent.parent.absolute())
+    selection = f"selections/{NUMBER}.parquet"
+    folders = {path.parent.parent.absolute() for root in roots for path in not_hidden(Path(root), selection)}
     for folder in list(folders):
         try:
             check_experiment(folder)

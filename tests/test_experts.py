@@ -249,7 +249,10 @@ def test_weights_that_would_not_be_known_again_are_not_written(tmp_path, network
     [
         ({"curve": object()}, "the card cannot be written .* give numbers, text, lists and dicts"),
         ({"score_mean": "high"}, "the card has score_mean = 'high'; give a number, or leave it out"),
-        ({"game": "freeway"}, "the network has 6 actions, but freeway has 3; name the game that it plays"),
+        (
+            {"game": "freeway"},
+            r"the expert \(.*expert\.safetensors\) has 6 actions, but freeway has 3; give an expert of this game",
+        ),
     ],
 )
 def test_a_card_that_cannot_be_used_is_refused_and_leaves_no_weights_behind(tmp_path, network, more, message):
