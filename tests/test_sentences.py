@@ -1,0 +1,214 @@
+"""Sentences about the published runs whose numbers stand in no table: computed anew from these runs.
+
+Where a run that is added changes one, its test fails, and shows what the sentence should say.
+"""
+
+import itertools
+
+import pandas as pd
+import pytest
+
+import aamlib
+from aamlib import comparison, evidence, stats
+from aamlib.cards import read_references
+from aamlib.comparison import TREATMENT
+from aamlib.files import DATA_DIR
+from aamlib.starts import read_starts
+
+RESULTS = DATA_DIR / "results"
+WORDS = ["none", "one", "two", "three", "four", "all five"]
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    table = aamlib.load_runs(RESULTS)
+    return table.assign(acquisition=comparison.function_of(table))
+
+
+@pytest.fixture(scope="module")
+def references(metrics):
+    newest = metrics.groupby("game").last()
+    return {game: read_references(game, run["expert"], run["expert_sha256"]) for game, run in newest.iterrows()}
+
+
+@pytest.fixture(scope="module")
+def curves(metrics, references):
+    return comparison.learning_curves(metrics, aamlib.load_evaluations(RESULTS), references)
+
+
+@pytest.fixture(scope="module")
+def choices():
+    return evidence.load_choices(RESULTS)
+
+
+@pytest.fixture(scope="module")
+def rounds(metrics, choices):
+    return evidence.per_round(metrics, choices).query(evidence.LEARNED)
+
+
+@pytest.fixture(scope="module")
+def readme():
+    return one_line(DATA_DIR.parent / "README.md")
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return one_line(RESULTS / "README.md")
+
+
+def one_line(page):
+    """A page as one line, wherever its lines are broken."""
+    return " ".join(page.read_text().split())
+
+
+def of(table, game, share):
+    return table[(table["game"] == game) & (table["query_fraction"] == share)]
+
+
+def percent(share, digits):
+    return f"{share * 100:.{digits}f} %"
+
+
+def at_end(curves):
+    """Each run's last row at which all runs of its game and share have a mean of three evaluations."""
+    return comparison.to_common_end(curves.dropna(subset="normalised")).groupby("run").last()
+
+
+def test_number_of_runs(metrics, readme, findings):
+    n_runs = metrics["run"].nunique()
+    assert f"Of the {n_runs} runs" in readme
+    assert f"the tables of the study's comparison: {n_runs} runs" in findings
+
+
+def test_early_steps(curves, readme):
+    """Where the runs on the whole pool can be compared with the others."""
+    areas = {
+        key: stats.mean_height(run["agent_steps"].to_numpy(float), run["normalised"].to_numpy(float), 150e3, 250e3)
+        for key, run in curves.dropna(subset="normalised").groupby([*TREATMENT, "run"])
+    }
+    mean = pd.Series(areas).groupby(level=[0, 1, 2]).agg(comparison.iqm)
+    on_breakout, on_pong = (
+        f"{mean[game, 1.0, 'any']:.2f} on {game.title()} (10 %: {tenth.min():.2f} to {tenth.max():.2f})"
+        for game, tenth in (("breakout", mean["breakout", 0.1]), ("pong", mean["pong", 0.1]))
+    )
+    assert f"is far ahead: {on_breakout} and {on_pong}." in readme
+
+
+def test_random_beside_bald_on_pong(curves, readme):
+    areas = of(comparison.areas(curves), "pong", 0.1)
+    by_seed = areas.pivot(index="seed", columns="acquisition", values="area_agent_steps")
+    pairs = sum(random > bald for random, bald in itertools.product(by_seed["random"], by_seed["bald"]))
+    same_seed = (by_seed["random"] > by_seed["bald"]).sum()
+    assert f"larger area in {pairs} of the 25 pairs of runs" in readme
+    assert f"and in {WORDS[same_seed]} of the same seed" in readme
+
+
+def test_ends_on_breakout(curves, readme, findings):
+    ends = at_end(of(curves, "breakout", 0.05)).set_index("acquisition")["smoothed"]
+    entropy, others = ends["entropy"], ends.drop("entropy")
+    assert f"its runs end at scores of {entropy.min():.0f} to {entropy.max():.0f}, all others at" in readme
+    assert f"its five runs end at {entropy.min():.0f} to {entropy.max():.0f}" in findings
+    assert others.min() >= 190
+    pairs = sum(bald > random for bald, random in itertools.product(ends["bald"], ends["random"]))
+    assert f"in {pairs} of the 25 pairs)" in findings
+
+
+def test_an_unstable_run_of_entropy(curves, findings):
+    runs = of(curves, "pong", 0.1).query("acquisition == 'entropy'")
+    texts = [
+        f"one has {run.set_index('agent_steps')['smoothed'][700_000]:.1f} after 700,000 steps, and "
+        f"{run['smoothed'].dropna().iloc[-1]:.1f} at the end"
+        for _, run in runs.groupby("run")
+    ]
+    assert any(text in findings for text in texts), texts
+
+
+def test_costly_mistakes_in_early_random_pools(metrics, choices, findings):
+    at_random = metrics[metrics["acquisition"] == "random"]
+    table = choices.merge(at_random[["run", "round", "game", "query_fraction"]]).query(evidence.LEARNED)
+
+    def costly(game, share, last_round):
+        early = of(table, game, share).query("round <= @last_round")
+        return early.groupby(["score", "run"])["costly"].mean().groupby("score").mean()
+
+    breakout, pong = costly("breakout", 0.05, 20), costly("pong", 0.1, 10)
+    assert pong[["variation_ratio", "entropy"]].min() > pong["bald"]
+    shares = {name: percent(share, 0) for name, share in breakout.items()}
+    assert shares["variation_ratio"] == shares["entropy"]
+    assert f"({shares['entropy']} each, BALD {shares['bald']}, chance {shares['random']})" in findings
+
+
+def test_costly_mistakes_of_bald_and_variation_ratio(rounds, findings):
+    """Where the two curves of the figure cross, and the runs' means before and after."""
+    table = comparison.to_common_end(of(rounds, "breakout", 0.05).dropna(subset="asked_costly"))
+    wide = table.pivot(index="agent_steps", columns=["acquisition", "run"], values="asked_costly")
+    smooth = wide.rolling(evidence.LAST, min_periods=1, center=True).mean().T.groupby(level=0).agg(comparison.iqm).T
+    crossing = smooth.index[smooth["bald"] > smooth["variation_ratio"]].min()
+    before, after = wide[wide.index < crossing].mean(), wide[wide.index >= crossing].mean()
+    (vr_before, bald_before), (vr_after, bald_after) = (
+        [percent(part[name].mean(), 1) for name in ("variation_ratio", "bald")] for part in (before, after)
+    )
+    assert (
+        f"(the curves first cross at {crossing:,}; before, {vr_before} and {bald_before}; then {vr_after} and "
+        f"{bald_after}, every run of BALD above every one of its"
+    ) in findings
+    assert after["bald"].min() > after["variation_ratio"].max()
+
+
+@pytest.mark.parametrize(
+    ("share", "function", "expert", "runs"),
+    [
+        (0.9, "bald", 335, 5), (0.9, "bald", 340, 5), (0.9, "bald", 341, 4), (0.9, "bald", 343, 4),
+        (0.9, "bald", 344, 2), (0.9, "bald", 358, 2), (0.9, "bald", 359, 1), (0.9, "bald", 386, 1),
+        (0.9, "random", 335, 1), (0.9, "random", 336, 0), (0.75, "random", 386, 2),
+        (0.75, "variation_ratio", 342, 1), (0.75, "variation_ratio", 343, 0),
+    ],
+)  # fmt: skip
+def test_other_scores_of_the_expert(metrics, references, share, function, expert, runs):
+    """How many runs on Breakout, 5 %, reach a share of it (findings, "What to bear in mind")."""
+    of_breakout = of(metrics, "breakout", 0.05)
+    other = {"breakout": references["breakout"] | {"expert": float(expert)}}
+    curves = comparison.learning_curves(of_breakout, aamlib.load_evaluations(RESULTS), other)
+    reached = comparison.thresholds(comparison.to_common_end(curves)).query("x == 'labels_used' and by < inf")
+    assert len(reached.query("threshold == @share and acquisition == @function")) == runs
+
+
+def test_steps_at_equally_many_unique_labels(curves, findings):
+    """How much longer BALD has played than random when both have asked about as many different states."""
+    ratio = {}
+    for game, share in (("breakout", 0.05), ("pong", 0.1)):
+        runs = of(curves, game, share)
+        last = of(comparison.areas(curves), game, share)["end_unique_labels"].iloc[0]
+        steps = runs[runs["unique_labels"] >= last].groupby(["acquisition", "run"])["agent_steps"].min()
+        ratio[game] = steps["bald"].mean() / steps["random"].mean()
+    assert 1.8 < ratio["breakout"] < 2
+    assert 2.3 < ratio["pong"] < 2.7
+    assert (
+        "nearly twice as many steps as random on Breakout, and for about two and a half times as many on Pong"
+        in findings
+    )
+
+
+def test_bald_passes_random_on_pong(curves, findings):
+    wide = of(curves, "pong", 0.1).pivot(index="agent_steps", columns=["acquisition", "run"], values="normalised")
+    mean = wide.dropna().T.groupby(level=0).agg(comparison.iqm).T
+    behind = mean.index[mean["bald"] <= mean["random"]]
+    assert f"passes random after {behind.max():,} steps" in findings
+
+
+def test_regret_of_bald_and_random_on_pong(rounds, findings):
+    after = comparison.to_common_end(of(rounds, "pong", 0.1))
+    last = after.groupby("run").tail(evidence.LAST)
+    regret = last.groupby(["acquisition", "run"])["probe_expert_regret"].mean()
+    bald, random = regret["bald"], regret["random"]
+    assert f"{bald.mean():.3f} against {random.mean():.3f} on the expert's states, every run above" in findings
+    assert bald.min() > random.max()
+
+
+def test_commits(metrics, readme, findings):
+    starts = [read_starts(RESULTS / run) for run in metrics["run"].unique()]
+    changed = sum(any("dirty" in start.get("commit", "") for start in of_run) for of_run in starts)
+    unknown = sum(any("commit" not in start for start in of_run) for of_run in starts)
+    for page in (readme, findings):
+        assert f"{changed} were started or continued from code with uncommitted changes, and nine without" in page
+    assert unknown == 9
