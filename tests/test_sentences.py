@@ -12,7 +12,10 @@ import aamlib
 from aamlib import comparison, evidence, stats
 from aamlib.cards import read_references
 from aamlib.comparison import TREATMENT
+from aamlib.diagnosis import load_probes
+from aamlib.experts import expert_path
 from aamlib.files import DATA_DIR
+from aamlib.selections import describe_q
 from aamlib.starts import read_starts
 
 RESULTS = DATA_DIR / "results"
@@ -138,13 +141,24 @@ def test_costly_mistakes_in_early_random_pools(metrics, choices, findings):
     assert f"({shares['entropy']} each, BALD {shares['bald']}, chance {shares['random']})" in findings
 
 
-def test_costly_mistakes_of_bald_and_variation_ratio(rounds, findings):
-    """Where the two curves of the figure cross, and the runs' means before and after."""
-    table = comparison.to_common_end(of(rounds, "breakout", 0.05).dropna(subset="asked_costly"))
-    wide = table.pivot(index="agent_steps", columns=["acquisition", "run"], values="asked_costly")
-    smooth = wide.rolling(evidence.LAST, min_periods=1, center=True).mean().T.groupby(level=0).agg(comparison.iqm).T
-    crossing = smooth.index[smooth["bald"] > smooth["variation_ratio"]].min()
-    before, after = wide[wide.index < crossing].mean(), wide[wide.index >= crossing].mean()
+def smoothed(rounds, column):
+    """The functions' curves in the figures of what was asked about: interquartile means of runs over ten rounds."""
+    wide = rounds.pivot(index="agent_steps", columns=["acquisition", "run"], values=column)
+    running = wide.rolling(10, min_periods=1, center=True).mean()
+    return running.T.groupby(level="acquisition").agg(comparison.iqm).T
+
+
+@pytest.fixture(scope="module")
+def on_breakout(rounds):
+    return comparison.to_common_end(of(rounds, "breakout", 0.05).dropna(subset="asked_costly"))
+
+
+def test_costly_mistakes_of_bald_and_variation_ratio(on_breakout, findings):
+    curves = smoothed(on_breakout, "asked_costly")
+    crossing = curves.index[curves["bald"] > curves["variation_ratio"]].min()
+    keys = ["acquisition", "run"]
+    before = on_breakout.query("agent_steps < @crossing").groupby(keys)["asked_costly"].mean()
+    after = on_breakout.query("agent_steps >= @crossing").groupby(keys)["asked_costly"].mean()
     (vr_before, bald_before), (vr_after, bald_after) = (
         [percent(part[name].mean(), 1) for name in ("variation_ratio", "bald")] for part in (before, after)
     )
@@ -153,6 +167,25 @@ def test_costly_mistakes_of_bald_and_variation_ratio(rounds, findings):
         f"{bald_after}, every run of BALD above every one of its"
     ) in findings
     assert after["bald"].min() > after["variation_ratio"].max()
+    # "They cannot explain random's, which asks about fewer than the variation ratio throughout."
+    assert (curves["random"] < curves["variation_ratio"]).all()
+
+
+def test_costly_mistakes_of_bald_and_its_pool(on_breakout, findings):
+    asked, pool = (smoothed(on_breakout, f"{of_what}_costly")["bald"] for of_what in ("asked", "pool"))
+    last_below = asked.index[asked < pool].max()
+    assert f"on Breakout, 5 %, only from some {round(last_below, -5):,} steps on" in findings
+
+
+def test_probe_states_without_a_decision(findings):
+    """To how many of them the published runs' expert of Pong is indifferent."""
+    config = aamlib.ExperimentConfig(game="pong", expert="pong-4")
+    path = expert_path("pong-4")
+    probes = load_probes(path.parent, aamlib.load_expert(path), config)
+    tables = {name: describe_q(probe.expert_q.numpy(), config.temperature) for name, probe in probes.items()}
+    shares = {name: table["indifferent"].mean() for name, table in tables.items()}
+    assert shares == pytest.approx({"expert": 9 / 10, "random": 2 / 3}, abs=0.03)
+    assert "nine in ten of the expert's own in Pong and two in three of random play's" in findings
 
 
 @pytest.mark.parametrize(
