@@ -60,12 +60,13 @@ def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | 
         varied = dict(zip(values, combination[1:], strict=True)) | {"seed": combination[0]}
         if _excluded(varied, content["exclude"]):
             continue
-        name = _name(varied)
         parameters = {"preset": content["preset"], **constants, **varied}
         try:
             config = ExperimentConfig(**{**shared, **constants, **varied})
         except ConfigError as error:
-            raise ConfigError(f"cell {name}: {error}") from error
+            raise ConfigError(f"cell {_name(varied)}: {error}") from error
+        # A share of 1 is one of 1.0, and has its folder.
+        name = _name({key: value if isinstance(value, str) else getattr(config, key) for key, value in varied.items()})
         if config.expert and Path(config.expert).is_file():  # workers may stand in another folder
             parameters["expert"] = str(Path(config.expert).absolute())
             config = dataclasses.replace(config, expert=parameters["expert"])

@@ -60,6 +60,13 @@ def test_values_may_be_given_as_a_range_or_a_tuple(tmp_path):
     assert plan(grid, tmp_path) == plan({"seeds": [0, 1], "values": {"query_fraction": [0.1, 0.4]}}, tmp_path)
 
 
+def test_a_number_has_one_folder_however_it_is_written(tmp_path, as_users):
+    def names(share, steps):
+        return [cell.name for cell in plan({"values": {"query_fraction": [share], "total_steps": [steps]}}, tmp_path)]
+
+    assert names(1, 1_000_000) == names(1.0, 1e6) == ["query_fraction=1.0-total_steps=1000000-seed=0"]
+
+
 def test_paths_make_folder_names_and_do_not_depend_on_the_working_folder(tmp_path, monkeypatch, pong_expert):
     monkeypatch.chdir(pong_expert.parent)
     (cell,) = plan({"values": {"expert": ["./pong.safetensors"]}}, tmp_path)
