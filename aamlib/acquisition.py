@@ -216,11 +216,11 @@ def check_acquisition(name: str, n_samples: int, n_actions: int, device: str = "
 def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Generator) -> Int64[Tensor, " K"]:
     """Positions of the highest scores, int64 (query_size,); ties at the cut are broken by a seeded random order.
 
-    Raises ValueError if a score is not finite: NaN would sort first and such a state would be asked about.
+    Raises ConfigError if a score is not finite: NaN would sort first and such a state would be asked about.
     """
     if not torch.isfinite(scores).all():
         n_bad = int((~torch.isfinite(scores)).sum())
-        raise ValueError(
+        raise ConfigError(
             f"{n_bad} of {len(scores)} scores are not finite; {_FINITE} Then begin in another folder, for a run goes "
             "on only with the function that it began with."
         )
@@ -242,5 +242,5 @@ def _states_last(logits: Tensor, min_samples: int) -> Float[Tensor, "A T N"]:
     if logits.ndim != 3 or logits.shape[1] < min_samples or logits.shape[2] < 1:
         raise ValueError(f"logits have the shape {tuple(logits.shape)}; give (N, T, A) with T >= {min_samples}.")
     if not (logits.sum().isfinite() or logits.isfinite().all()):  # a sum is soon made, but can overflow
-        raise ValueError("logits hold values that are not finite; look at the student's weights and the temperature.")
+        raise ConfigError("logits hold values that are not finite; look at the student's weights and the temperature.")
     return logits.permute(2, 1, 0).contiguous()

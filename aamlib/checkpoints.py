@@ -84,8 +84,6 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
         if not damaged:
             weights, state, *segments = (run_dir / name for name in hashes)
             content = read_torch(state)
-            if "labels" not in content:
-                raise RunFolderError(f"{run_dir} was begun by an earlier version; begin it again in another folder.")
             pool.restore(load_arrays(segment) for segment in segments)
             pool.labels = content.pop("labels")
             _drop_segments(run_dir, pool.n_steps)

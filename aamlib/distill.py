@@ -38,7 +38,8 @@ from aamlib.config import ExperimentConfig
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import ExpertError, check_fits, expert_path, fingerprint, label, load_expert
 from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN, clear_moments, reduced_precision
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN
+from aamlib.precision import clear_moments, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import COUNTERS, EVALUATIONS, METRICS, Run
 from aamlib.scoring import rough_trunk, score_pool, way_to_compute
@@ -54,7 +55,8 @@ def distill(config: ExperimentConfig, run_dir: str | Path, *, expert: nn.Module 
 
     A finished run goes on when the horizon (`total_steps`) or `label_budget` is raised. The stop button, or Ctrl-C,
     ends the run at the last completed round. An uninterrupted run repeats exactly for the same settings, threads,
-    precision, eight bits or not, and versions; a resumed one starts new games (recorded as `resumed`) and need not.
+    precision, eight bits or not, versions and instructions of the processor, all of which environment.json records; a
+    resumed one starts new games (recorded as `resumed`) and need not.
 
     Raises
     ------

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from aamlib.atari import n_actions
 from aamlib.config import first_line, nearest
 from aamlib.files import DATA_DIR, load_weights_only, write_bytes
-from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, States, reduced_precision
+from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, States
+from aamlib.precision import reduced_precision
 
 EXPERTS_DIR = DATA_DIR / "experts"
 _FORMAT = "aamlib-expert-1"

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import re
-import tempfile
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,15 +39,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises RunFolderError when the disk is full or the folder cannot be written; `path` is then as it was.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        os.close(descriptor)
+        temporary.touch(exist_ok=False)  # with the rights that the umask leaves, unlike `tempfile`'s
         yield temporary
         with temporary.open("r+b") as written:  # Windows syncs only what may be written
             os.fsync(written.fileno())
-        temporary.chmod(0o644)
         _replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -56,8 +53,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             "then call again."
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it has become `path`, or never was
+            temporary.unlink()
 
 
 def _replace(temporary: Path, path: Path) -> None:
@@ -111,7 +108,7 @@ def fill_in(path: str | Path, texts: Mapping[str, str]) -> None:
 def drop_temporary(folder: Path) -> None:
     """Remove what `replacing` could not, for its process was killed. No other process may be writing in the folder."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # as tempfile names them
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name):
             path.unlink()
 
 

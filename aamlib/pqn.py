@@ -24,14 +24,8 @@ from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actio
 from aamlib.config import MAX_SEED, Config, check_device, check_game, first_line, setting
 from aamlib.experts import ExpertError, load_expert
 from aamlib.files import RunFolderError, lock_run, read_torch, write_csv, write_json, write_torch
-from aamlib.networks import (
-    STACK_SHAPE,
-    NatureDQN,
-    bfloat16_works,
-    clear_moments,
-    fastest_precision,
-    reduced_precision,
-)
+from aamlib.networks import STACK_SHAPE, NatureDQN
+from aamlib.precision import bfloat16_works, clear_moments, fastest_precision, reduced_precision
 from aamlib.runs import check_settings
 
 

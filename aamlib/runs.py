@@ -3,7 +3,7 @@
 | file                        | holds                                                                            |
 | --------------------------- | -------------------------------------------------------------------------------- |
 | config.json                 | every setting                                                                    |
-| environment.json            | versions, commit, threads, precision, hashes; one entry per start of the run      |
+| environment.json            | versions, commit, processor, threads, precision, hashes; one entry per start      |
 | metrics.csv                 | one row per round, columns as in `METRICS`                                        |
 | evaluations.csv             | one row per evaluated game                                                       |
 | selections/NNNNNN.parquet   | per round: queried and random states with scores, expert's Q-values and frames   |
@@ -29,7 +29,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
+import operator
+import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +43,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from aamlib.config import ExperimentConfig, first_line
-from aamlib.files import NUMBER, RunFolderError, not_hidden, replacing
+from aamlib.files import DATA_DIR, NUMBER, RunFolderError, not_hidden, replacing
 from aamlib.starts import HASHES, read_starts
 
 # What metrics.csv records per round, with units.
@@ -281,6 +285,40 @@ def find_runs(*roots: str | Path) -> dict[str, Path]:
             below = run_dir.relative_to(root).as_posix() if run_dir != root else root.absolute().name
             runs.setdefault(run_dir.resolve(), (below if len(roots) == 1 else str(run_dir), run_dir))
     return dict(runs.values())
+
+
+def recorded_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dict[str, Run]:
+    """Runs with recorded selections in or below the folders, by name: the folder's, with those above if two are alike.
+
+    None: the sample runs, the published ones in data/results/, and those in data/runs/. Warns of a run whose settings
+    cannot be read, and leaves it out. Raises RunFolderError if a folder is not there, or there is no run.
+    """
+    if roots is None:
+        roots = [DATA_DIR / name for name in ("sample", "results", "runs")]
+    else:
+        roots = [roots] if isinstance(roots, str | Path) else roots
+        if absent := [str(root) for root in roots if not Path(root).is_dir()]:
+            raise RunFolderError(f"no folder {' and no '.join(absent)}; give folders that hold run folders.")
+    selection = f"selections/{NUMBER}.parquet"
+    folders = {path.parent.parent.absolute() for root in roots for path in not_hidden(Path(root), selection)}
+    for folder in list(folders):
+        try:
+            check_experiment(folder)
+        except RunFolderError as error:
+            warnings.warn(f"not shown: {error}", stacklevel=2)
+            folders.remove(folder)
+    if not folders:
+        raise RunFolderError(
+            f"no run with recorded selections below {' or '.join(map(str, roots))}; give a folder that holds run "
+            "folders (with selections/ in each)."
+        )
+    named: dict[str, Run] = {}
+    by_name = operator.attrgetter("name")
+    for _, alike in itertools.groupby(sorted(folders, key=by_name), by_name):
+        first, *others = alike
+        above = Path(os.path.commonpath([folder.parent for folder in (first, *others)]))
+        named |= {folder.relative_to(above).as_posix(): Run(folder) for folder in (first, *others)}
+    return dict(sorted(named.items()))
 
 
 def read_table(path: Path, columns: Collection[str], filled: Collection[str]) -> pd.DataFrame:

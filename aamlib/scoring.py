@@ -16,14 +16,8 @@ from torch import Tensor
 
 from aamlib.acquisition import ACQUISITIONS, find_acquisition, scores_of
 from aamlib.config import ExperimentConfig
-from aamlib.networks import (
-    FORWARD_BATCH,
-    MCDropoutDQN,
-    States,
-    bfloat16_works,
-    fastest_precision,
-    reduced_precision,
-)
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, States
+from aamlib.precision import bfloat16_works, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.trunks import Int8Trunk, Int16Trunk, Trunk, int8_is_fast, int8_works, int16_is_fast, packed_trunk
 

@@ -7,19 +7,14 @@ The functions are compared on the round's random sample of the pool: each would 
 from __future__ import annotations
 
 import itertools
-import operator
-import os
-import warnings
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
 from aamlib.acquisition import bald, entropy, variation_ratio
-from aamlib.files import DATA_DIR, NUMBER, RunFolderError, not_hidden
-from aamlib.runs import Run, check_experiment
+from aamlib.files import RunFolderError
+from aamlib.runs import Run
 
 INDIFFERENT = 0.95  # of the highest entropy, ln A
 OF_THE_PASSES = {"bald": bald, "entropy": entropy, "variation_ratio": variation_ratio}
@@ -82,40 +77,6 @@ def rounds_of(run: Run) -> list[int]:
     if not (rounds := run.recorded):
         raise RunFolderError(f"{run.dir} holds no recorded selection; give the folder of a run of at least one round.")
     return rounds
-
-
-def recorded_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dict[str, Run]:
-    """Runs with recorded selections in or below the folders, by name: the folder's, with those above if two are alike.
-
-    None: the sample runs, the published ones in data/results/, and those in data/runs/. Warns of a run whose settings
-    cannot be read, and leaves it out. Raises RunFolderError if a folder is not there, or there is no run.
-    """
-    if roots is None:
-        roots = [DATA_DIR / name for name in ("sample", "results", "runs")]
-    else:
-        roots = [roots] if isinstance(roots, str | Path) else roots
-        if absent := [str(root) for root in roots if not Path(root).is_dir()]:
-            raise RunFolderError(f"no folder {' and no '.join(absent)}; give folders that hold run folders.")
-    selection = f"selections/{NUMBER}.parquet"
-    folders = {path.parent.parent.absolute() for root in roots for path in not_hidden(Path(root), selection)}
-    for folder in list(folders):
-        try:
-            check_experiment(folder)
-        except RunFolderError as error:
-            warnings.warn(f"not shown: {error}", stacklevel=2)
-            folders.remove(folder)
-    if not folders:
-        raise RunFolderError(
-            f"no run with recorded selections below {' or '.join(map(str, roots))}; give a folder that holds run "
-            "folders (with selections/ in each)."
-        )
-    named: dict[str, Run] = {}
-    by_name = operator.attrgetter("name")
-    for _, alike in itertools.groupby(sorted(folders, key=by_name), by_name):
-        first, *others = alike
-        above = Path(os.path.commonpath([folder.parent for folder in (first, *others)]))
-        named |= {folder.relative_to(above).as_posix(): Run(folder) for folder in (first, *others)}
-    return dict(sorted(named.items()))
 
 
 def all_rounds(run: Run) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aamlib.files import DATA_DIR, RunFolderError, write_json
+from aamlib.precision import instructions
 
 HASHES = {
     "expert_sha256": "an expert with other weights; give that one as `expert`",
@@ -20,7 +21,7 @@ HASHES = {
 
 
 def read_starts(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The entries of environment.json: versions, threads, precision and expert at each start of the run; [] if none.
+    """The entries of environment.json: versions, processor, threads, precision and expert at each start; [] if none.
 
     Raises RunFolderError if it cannot be read.
     """
@@ -40,7 +41,7 @@ def record_start(run_dir: Path, **facts: Any) -> None:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no clone
         facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "ale-py", "numpy")}
-    machine = {"python": platform.python_version(), "processor": platform.machine()}
+    machine = {"python": platform.python_version(), "processor": f"{platform.machine()} {instructions()}"}
     entry = {**facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **versions, **machine}
     write_json(run_dir / "environment.json", [*read_starts(run_dir), entry])
 

@@ -22,16 +22,13 @@ from aamlib.networks import (
     BLOCKS_SHAPE,
     FORWARD_BATCH,
     STACK_SHAPE,
-    TRIAL_BATCH,
     NatureDQN,
     PixelConv2d,
     States,
     as_blocks,
-    fastest,
-    fastest_precision,
     one_by_one,
-    reduced_precision,
 )
+from aamlib.precision import TRIAL_BATCH, fastest, fastest_precision, reduced_precision
 
 Trunk = Callable[[States], Float[Tensor, "N F"]]
 

@@ -252,7 +252,7 @@ def test_choose_gives_tied_states_equal_chances():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_choose_refuses_scores_that_are_not_finite(bad):
-    with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
+    with pytest.raises(ConfigError, match="1 of 3 scores are not finite"):
         choose(torch.tensor([0.1, bad, 0.2]), 1, seeded(0))
 
 

@@ -39,7 +39,7 @@ def test_neither_chance_nor_the_whole_pool_costs_scoring(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_costs_are_taken_from_finished_runs(finished, tiny, tmp_path):
     shutil.copytree(finished.dir, tmp_path / "run")
-    (tmp_path / "run" / "selections" / ".000001.parquet.abcd_123").touch()  # of a process that was killed
+    (tmp_path / "run" / "selections" / ".000001.parquet.0123abcd").touch()  # of a process that was killed
     measured = costs.measured_costs(tmp_path)
     rounds = finished.metrics.iloc[1:]
     assert measured["seconds"]["agent_step"] == pytest.approx(rounds["seconds_act"].sum() / 640)

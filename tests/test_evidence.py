@@ -7,6 +7,7 @@ from synthetic import choices_of, write_run, write_runs
 
 import aamlib
 from aamlib import evidence, report, selections
+from aamlib.runs import recorded_runs
 
 
 def test_each_round_says_what_was_asked_about_beside_the_pool(metrics):
@@ -93,7 +94,7 @@ def test_an_expert_that_is_indifferent_everywhere_leaves_nothing_to_take(tmp_pat
 
 
 def test_a_run_is_tabulated_from_its_selections():
-    run = selections.recorded_runs(aamlib.DATA_DIR / "sample")["pong-entropy"]
+    run = recorded_runs(aamlib.DATA_DIR / "sample")["pong-entropy"]
     table = evidence.tabulate(run).set_index(["round", "score"])
     number = selections.rounds_of(run)[-1]
     states = selections.describe(run.selection(number), run.config["temperature"])

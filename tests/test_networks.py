@@ -1,7 +1,6 @@
 """The networks; above all that the fast dropout samples equal full forward passes under the same masks."""
 
 import itertools
-import time
 
 import pytest
 import torch
@@ -11,10 +10,7 @@ from aamlib.networks import (
     MCDropoutDQN,
     NatureDQN,
     as_blocks,
-    clear_moments,
     depth_to_space,
-    fastest,
-    reduced_precision,
     series_of,
     space_to_depth,
 )
@@ -174,67 +170,3 @@ def test_without_dropout_all_samples_are_the_forward_pass(states):
     student = MCDropoutDQN(6, dropout=0.0)
     expected = student(states)[:, None].expand(-1, 3, -1)
     torch.testing.assert_close(student.q_samples(states, 3), expected, atol=1e-4, rtol=1e-4)
-
-
-# Precision.
-
-
-def test_bfloat16_stays_close_and_float32_exact(student, states):
-    student.eval()
-    exact = student(states)
-    with reduced_precision("float32"):
-        assert torch.equal(student(states), exact)
-    with reduced_precision("bfloat16"):
-        rounded, samples = student(states), student.q_samples(states, 3)
-    assert rounded.dtype == samples.dtype == torch.float32
-    assert not torch.equal(rounded, exact)
-    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.03 * exact.abs().max().item())
-    assert student.head.weight.dtype == torch.float32
-    assert torch.equal(student(states), exact)  # the block is over
-
-
-def test_bfloat16_follows_weights_that_are_trained_within_the_block(student, states):
-    optimiser = torch.optim.Adam(student.parameters(), lr=1e-3)
-    student.eval()
-    with reduced_precision("bfloat16"):
-        for _ in range(3):
-            optimiser.zero_grad()
-            student(states).square().sum().backward()
-            optimiser.step()
-        within = student(states)
-    with reduced_precision("bfloat16"):
-        assert torch.equal(student(states), within)
-
-
-def test_moments_too_small_to_move_a_weight_are_cleared():
-    weight = nn.Parameter(torch.ones(3))
-    optimiser = torch.optim.Adam([weight])
-    weight.grad = torch.tensor([1.0, 1e-15, 1e-30])
-    optimiser.step()
-    moments = optimiser.state[weight]
-    before = {name: moments[name].clone() for name in ("exp_avg", "exp_avg_sq")}
-    assert before["exp_avg"].count_nonzero() == 3
-    assert before["exp_avg_sq"].count_nonzero() == 2
-    clear_moments(optimiser)
-    assert torch.equal(moments["exp_avg"], before["exp_avg"] * torch.tensor([1, 1, 0]))
-    assert torch.equal(moments["exp_avg_sq"], before["exp_avg_sq"] * torch.tensor([1, 0, 0]))
-
-
-def test_a_trial_is_won_in_one_thread_whatever_interrupts_it(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    numbers = []
-    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
-    interruptions = iter([0, 5] * 7 + [0, 0] + [0, 5] * 2)  # seconds, in all trials of the quick way but one
-    now = 0.0
-
-    def taking(seconds):
-        def call():
-            nonlocal now
-            assert numbers == [1]
-            now += seconds + next(interruptions)
-
-        return call
-
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-    assert fastest({"slow": taking(2), "quick": taking(1)}) == "quick"
-    assert numbers == [1, 2]

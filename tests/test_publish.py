@@ -13,6 +13,7 @@ from synthetic import write_run
 import aamlib
 from aamlib import evidence, publish, selections
 from aamlib import sample as sample_module
+from aamlib.runs import recorded_runs
 
 GAME = ("frames", "q_values", "actions", "rewards")
 
@@ -20,7 +21,7 @@ GAME = ("frames", "q_values", "actions", "rewards")
 @pytest.fixture(scope="module")
 def sample():
     """A bundled run with selections of six rounds and its student."""
-    return selections.recorded_runs(aamlib.DATA_DIR / "sample")["pong-bald"]
+    return recorded_runs(aamlib.DATA_DIR / "sample")["pong-bald"]
 
 
 def names(folder):

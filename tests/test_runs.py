@@ -16,6 +16,17 @@ from aamlib.runs import METRICS, check_settings, find_runs
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has an umask")
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path):
+    before = os.umask(0o007)
+    try:
+        write_json(tmp_path / "config.json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "config.json").stat().st_mode & 0o777 == 0o660
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
 def test_runs_load_as_one_tidy_table(finished, with_settings, tmp_path):
     shutil.copytree(finished.dir, tmp_path / "seed-0")
     aamlib.distill(with_settings(seed=1, total_steps=320), tmp_path / "seed-1")

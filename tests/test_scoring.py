@@ -11,7 +11,8 @@ import aamlib
 from aamlib import scoring
 from aamlib.acquisition import choose
 from aamlib.diagnosis import load_probes
-from aamlib.networks import as_blocks, bfloat16_works, reduced_precision
+from aamlib.networks import as_blocks
+from aamlib.precision import bfloat16_works, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.scoring import refine, rough_trunk, score_pool
 from aamlib.starts import read_starts
@@ -287,5 +288,5 @@ def test_functions_with_few_levels_or_other_types_are_scored_too(student, pool, 
 def test_scores_that_are_not_finite_are_not_hidden():
     rough = torch.rand(20_000, generator=seeded(0))
     rough[7] = torch.nan
-    with pytest.raises(ValueError, match="1 of 20000 scores are not finite"):
+    with pytest.raises(aamlib.ConfigError, match="1 of 20000 scores are not finite"):
         choose(refine(rough, lambda positions: rough[positions], 2_000, seeded(2)), 2_000, seeded(0))

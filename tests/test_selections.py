@@ -13,6 +13,7 @@ from synthetic import write_run
 
 import aamlib
 from aamlib import runs, selections
+from aamlib.runs import recorded_runs
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_what_is_not_there_is_said_in_one_sentence(tmp_path):
     (tmp_path / "run" / "selections").mkdir(parents=True)
     (tmp_path / "run" / "selections" / "000001 (1).parquet").touch()  # a copy that a cloud made
     with pytest.raises(aamlib.RunFolderError, match="no run with recorded selections below"):
-        selections.recorded_runs([tmp_path])
+        recorded_runs([tmp_path])
     with pytest.raises(aamlib.RunFolderError, match="holds no recorded selection"):
         selections.rounds_of(aamlib.Run(tmp_path))
 
@@ -167,14 +168,14 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for folder in ("a/run", "b/run", "b/other"):
         (write_run(tmp_path / folder) / "selections").mkdir()
         (tmp_path / folder / "selections" / "000001.parquet").touch()
-    assert set(selections.recorded_runs([tmp_path])) == {"other", "a/run", "b/run"}
-    assert set(selections.recorded_runs(str(tmp_path / "a"))) == {"run"}, "papermill gives one folder as a string"
+    assert set(recorded_runs([tmp_path])) == {"other", "a/run", "b/run"}
+    assert set(recorded_runs(str(tmp_path / "a"))) == {"run"}, "papermill gives one folder as a string"
     (tmp_path / "a").rename(tmp_path / ".a.half-copied")
-    assert set(selections.recorded_runs([tmp_path])) == {"other", "run"}
-    assert {"pong-bald", "pong-entropy"} <= set(selections.recorded_runs())
+    assert set(recorded_runs([tmp_path])) == {"other", "run"}
+    assert {"pong-bald", "pong-entropy"} <= set(recorded_runs())
     (tmp_path / "b" / "other" / "run").mkdir()
     (tmp_path / "b" / "run").rename(tmp_path / "b" / "other" / "other")
-    assert set(selections.recorded_runs([tmp_path / "b"])) == {"other", "other/other"}
+    assert set(recorded_runs([tmp_path / "b"])) == {"other", "other/other"}
 
 
 def test_a_run_whose_settings_cannot_be_read_is_left_out_and_a_folder_that_is_not_there_is_refused(tmp_path):
@@ -184,7 +185,7 @@ def test_a_run_whose_settings_cannot_be_read_is_left_out_and_a_folder_that_is_no
     (tmp_path / "damaged" / "config.json").write_text("{")
     (tmp_path / "other" / "config.json").write_text("{}")
     with pytest.warns(UserWarning, match="not shown: .*(damaged is no run folder|other was written by)") as said:
-        assert set(selections.recorded_runs(tmp_path)) == {"whole"}
+        assert set(recorded_runs(tmp_path)) == {"whole"}
     assert len(said) == 2
     with pytest.raises(aamlib.RunFolderError, match="no folder .*nowhere; give folders that hold run folders"):
-        selections.recorded_runs([tmp_path, tmp_path / "nowhere"])
+        recorded_runs([tmp_path, tmp_path / "nowhere"])

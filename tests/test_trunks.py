@@ -11,7 +11,8 @@ from torch import nn
 import aamlib
 from aamlib import trunks
 from aamlib.diagnosis import load_probes
-from aamlib.networks import NatureDQN, as_blocks, fastest_precision, reduced_precision
+from aamlib.networks import NatureDQN, as_blocks
+from aamlib.precision import fastest_precision, reduced_precision
 from aamlib.trunks import (
     ByteLayer,
     Int8Trunk,

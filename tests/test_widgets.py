@@ -17,7 +17,7 @@ from PIL import Image
 import aamlib
 from aamlib.experts import fingerprint
 from aamlib.publish import publish
-from aamlib.selections import recorded_runs
+from aamlib.runs import recorded_runs
 from aamlib.widgets import base
 from aamlib.widgets.base import PolicyPlot
 from aamlib.widgets.expert import ExpertView

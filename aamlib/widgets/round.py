@@ -37,7 +37,7 @@ class RoundView(View):
     Parameters
     ----------
     runs:
-        Runs by name, as `selections.recorded_runs` gives them.
+        Runs by name, as `runs.recorded_runs` gives them.
     run:
         Name of the first one shown; None: the first.
     number:
