@@ -320,13 +320,13 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     """The table of all results: one row per game, share and function.
 
     Columns game, query_fraction, acquisition, seeds; at the common end of the share's runs agent_steps, labels_used and
-    unique_labels (mean over seeds), score and normalised (of the last three evaluations, not the best; interquartile
-    mean over seeds); area_agent_steps, area_labels_used and area_unique_labels with _low and _high; of score and areas
-    also _min and _max over the seeds, and _noise (the standard error for the games that were played);
-    start_agent_steps and end_agent_steps, between which the area is taken; and per threshold, such as 50 %, up to the
-    common end: labels_to_50 (the labels by which half of the seeds had reached it; inf if fewer did), labels_after_50
-    (that seed's at its evaluation before, 0 if there is none), unique_to_50 and unique_after_50 (the same of different
-    states) and reached_50 (how many seeds did).
+    unique_labels (mean over seeds); score and normalised (of the last three evaluations, not the best),
+    area_agent_steps, area_labels_used and area_unique_labels: interquartile means over seeds; of score and areas also
+    _low and _high (as `estimates`), _min and _max over the seeds, and _noise (the standard error for the games that
+    were played); start_agent_steps and end_agent_steps, between which the area is taken; and per threshold, such as 50
+    %, up to the common end: labels_to_50 (the labels by which half of the seeds had reached it; inf if fewer did),
+    labels_after_50 (that seed's at its evaluation before, 0 if there is none), unique_to_50 and unique_after_50 (the
+    same of different states) and reached_50 (how many seeds did).
     Runs with too few evaluations for a normalised score are left out, unless there are no others.
     """
     judged = curves.groupby("run")["normalised"].transform("count") > 0
@@ -335,19 +335,18 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     # Where a longer run is cut, its smoothed score counts an evaluation beyond the end.
     beyond = ~until.duplicated("run", keep="last") & curves.duplicated("run", keep="last")[until.index]
     until = until.assign(**until[smoothed].mask(beyond))
-    area, reached, ends = areas(curves), thresholds(until), until.groupby("run").last().groupby(TREATMENT)
+    last, area, reached = until.groupby("run", as_index=False).last(), areas(curves), thresholds(until)
+    last = last.assign(score=last["smoothed"], score_noise=last["smoothed_noise"])
+    ends = last.groupby(TREATMENT)
     table = ends.size().to_frame("seeds")
-    table = table.join(ends[list(AREA_OVER)].mean().astype(int))
-    table = table.join(ends[["smoothed", "normalised"]].agg(iqm)).join(ends["smoothed_noise"].agg(_noise))
-    table = table.rename(columns={"smoothed": "score", "smoothed_noise": "score_noise"})
-    table[["score_min", "score_max"]] = ends["smoothed"].agg(["min", "max"])
-    of_areas = area.groupby(TREATMENT)
-    table = table.join(of_areas[["start_agent_steps", "end_agent_steps"]].first())
-    table = table.join(of_areas[[f"area_{x}_noise" for x in AREA_OVER]].agg(_noise))
-    for x in AREA_OVER:
-        table[[f"area_{x}_min", f"area_{x}_max"]] = of_areas[f"area_{x}"].agg(["min", "max"])
-        columns = {"iqm": f"area_{x}", "low": f"area_{x}_low", "high": f"area_{x}_high"}
-        table = table.join(estimates(area, f"area_{x}").set_index(TREATMENT)[list(columns)].rename(columns=columns))
+    table = table.join(ends[list(AREA_OVER)].mean().astype(int)).join(ends["normalised"].agg(iqm))
+    table = table.join(area.groupby(TREATMENT)[["start_agent_steps", "end_agent_steps"]].first())
+    for name, of_runs in {"score": last, **{f"area_{x}": area for x in AREA_OVER}}.items():
+        columns = {"iqm": name, "low": f"{name}_low", "high": f"{name}_high"}
+        table = table.join(estimates(of_runs, name).set_index(TREATMENT)[list(columns)].rename(columns=columns))
+        by_function = of_runs.groupby(TREATMENT)
+        table[[f"{name}_min", f"{name}_max"]] = by_function[name].agg(["min", "max"])
+        table[f"{name}_noise"] = by_function[f"{name}_noise"].agg(_noise)
     for threshold in stats.THRESHOLDS:
         name = f"{threshold * 100:g}"
         for count, x in (("labels", "labels_used"), ("unique", "unique_labels")):

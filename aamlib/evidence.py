@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
 
 from aamlib.comparison import TREATMENT, to_common_end
 from aamlib.runs import Run, find_runs, read_table
@@ -94,8 +95,8 @@ def summary(rounds: pd.DataFrame) -> pd.DataFrame:
 
     A run's first round, in which nothing has been learned, is left out, and what lies beyond the common end of the
     share's runs. Columns seeds; asked_..., pool_..., auroc... and reliability as `COLUMNS`; probe_... as `METRICS`, of
-    the last `LAST` rounds alone; and of all seeds rounds_recorded, and in how many rounds AUROCs and reliability could
-    be taken.
+    the last `LAST` rounds alone; all of these also with _min and _max over the seeds; and of all seeds rounds_recorded,
+    and in how many rounds AUROCs and reliability could be taken.
     """
     asked = [name for name in COLUMNS if not name.endswith("q_gap")]
     probes = [f"probe_{states}_{name}" for states in ("expert", "random") for name in ("kl", "agreement", "regret")]
@@ -106,7 +107,7 @@ def summary(rounds: pd.DataFrame) -> pd.DataFrame:
     counts = (
         after.rename(columns={"asked_indifferent": "recorded"}).groupby(TREATMENT)[["recorded", *OF_SCORES]].count()
     )
-    table = by.mean().assign(seeds=by.size())[["seeds", *asked, *probes]]
+    table = by.size().to_frame("seeds").join(_mean_and_range(by))
     return table.join(counts.add_prefix("rounds_")).reset_index()
 
 
@@ -116,8 +117,8 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
     Every function judges the same states by the same students, which none of them has shaped: what BALD has taught its
     own student, BALD no longer finds. "pool" is all of the states. Columns runs, indifferent, costly, q_gap,
     decided_taken (of the states that the expert is not indifferent about, the share that is asked about), auroc,
-    auroc_decided and reliability: means over the rounds of a run but the first, then over the runs; with _low and
-    _high, those of single runs; and rounds_auroc and so on, in how many rounds of all runs the last three were taken.
+    auroc_decided and reliability: means over the rounds of a run but the first, then over the runs; with _min and
+    _max, those of single runs; and rounds_auroc and so on, in how many rounds of all runs the last three were taken.
     """
     at_random = to_common_end(rounds).query("acquisition == 'random'").query(LEARNED)
     pools = choices.loc[choices["score"] == "pool", ["run", "round", "indifferent"]]
@@ -129,9 +130,12 @@ def same_pool(rounds: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
     keys, measures = ["game", "query_fraction", "score"], [*ASKED, "decided_taken", *OF_SCORES]
     means = table.groupby([*keys, "run"])[measures].mean().groupby(level=keys)
     counts = table.groupby(keys)[list(OF_SCORES)].count().add_prefix("rounds_")
-    ranges = [means.min().add_suffix("_low"), means.max().add_suffix("_high")]
-    table = means.size().to_frame("runs").join([means.mean(), counts, *ranges])
+    table = means.size().to_frame("runs").join([_mean_and_range(means), counts])
     return table.reset_index().rename(columns={"score": "acquisition"})
+
+
+def _mean_and_range(by: DataFrameGroupBy) -> pd.DataFrame:
+    return by.mean().join([by.min().add_suffix("_min"), by.max().add_suffix("_max")])
 
 
 def full_pool(metrics: pd.DataFrame) -> pd.DataFrame:

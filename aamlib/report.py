@@ -101,12 +101,13 @@ def to_markdown(table: pd.DataFrame) -> str:
         return ""
     text = pd.DataFrame(index=table.index)
     for name in table.columns.astype(str):
-        if name.endswith(("_low", "_high")):
+        if name.endswith(("_min", "_max")):
             continue
         text[name] = _as_text(table[name])
-        if f"{name}_low" in table:
-            low, high = (_as_text(table[f"{name}_{end}"].rename(name)) for end in ("low", "high"))
-            text[name] += (" (" + low + " to " + high + ")").where(table[f"{name}_low"] < table[f"{name}_high"], "")
+        if f"{name}_min" in table:
+            lowest, highest = (_as_text(table[f"{name}_{end}"].rename(name)) for end in ("min", "max"))
+            differ = table[f"{name}_min"] < table[f"{name}_max"]
+            text[name] += (" (" + lowest + " to " + highest + ")").where(differ, "")
     text = text.rename(columns={"query_fraction": "share", "acquisition": "function"})
     return text.rename(columns=lambda name: name.replace("_", " ")).to_markdown(index=False, disable_numparse=True)
 

@@ -31,7 +31,8 @@ def test_many_seeds_of_several_games(tmp_path):
     table = pd.read_csv(figures / "comparison.csv")
     assert table["acquisition"].tolist() == ["bald", "random", "bald", "random", "any"]
     assert table["seeds"].tolist() == [5, 5, 5, 5, 1]
-    assert table["area_labels_used_low"].notna().tolist() == [True] * 4 + [False]
+    for name in ("score", "area_labels_used"):
+        assert table[f"{name}_low"].notna().tolist() == [True] * 4 + [False]
     text = (figures / "comparison.md").read_text()
     assert "all games" in text
     assert "## What each function would ask about" in text

@@ -444,4 +444,4 @@ def test_one_run_carries_the_noise_of_its_games_a_few_their_range_and_five_an_in
     assert re.fullmatch(r"0\.\d\d \(0\.\d\d to 0\.\d\d\)", few["area over unique labels"])
     assert re.fullmatch(r"-?\d+\.\d \(-?\d+\.\d to -?\d+\.\d\)", few["score"])
     assert re.fullmatch(r"0\.\d\d \[0\.\d\d, 0\.\d\d\]", five["area over unique labels"])
-    assert re.fullmatch(r"-?\d+\.\d", five["score"])
+    assert re.fullmatch(r"-?\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]", five["score"])

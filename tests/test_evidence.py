@@ -30,6 +30,7 @@ def test_the_summary_is_a_mean_over_rounds_and_then_over_seeds(tmp_path):
     (row,) = evidence.summary(rounds).to_dict("records")
     assert row["seeds"] == 2
     assert row["asked_indifferent"] == pytest.approx(0.3), "of seeds, not of rounds"
+    assert (row["asked_indifferent_min"], row["asked_indifferent_max"]) == pytest.approx((0.2, 0.4))
     assert row["auroc"] == pytest.approx(0.6)
     assert (row["rounds_recorded"], row["rounds_auroc"]) == (3, 3), "of all seeds, but the first of each"
     last = metrics[metrics["round"] > 12 - evidence.LAST].groupby("run")["probe_expert_kl"].mean()
@@ -46,13 +47,13 @@ def test_functions_are_compared_on_the_pools_that_none_of_them_has_shaped(tmp_pa
     assert table.loc["bald", ["runs", "indifferent", "auroc"]].tolist() == pytest.approx([2, 0.3, 0.6])
     assert table.loc["bald", ["rounds_auroc", "rounds_auroc_decided"]].tolist() == [4, 4], "two of each run"
     assert table.loc["entropy", "indifferent"] == pytest.approx(0.7)
-    assert table.loc["bald", ["indifferent_low", "indifferent_high"]].tolist() == pytest.approx([0.2, 0.4])
+    assert table.loc["bald", ["indifferent_min", "indifferent_max"]].tolist() == pytest.approx([0.2, 0.4])
     taken = [0.1 * (1 - 0.2) / (1 - 0.6), 0.1 * (1 - 0.4) / (1 - 0.8)]
-    assert table.loc["bald", ["decided_taken", "decided_taken_high"]].tolist() == pytest.approx([sum(taken) / 2, 0.3])
+    assert table.loc["bald", ["decided_taken", "decided_taken_max"]].tolist() == pytest.approx([sum(taken) / 2, 0.3])
     assert table.loc[["entropy", "pool"], "decided_taken"].tolist() == pytest.approx([0.1, 1])
     assert table.loc["bald", ["reliability", "rounds_reliability"]].tolist() == pytest.approx([0.3, 4])
     assert "30 % (20 % to 40 %)" in report.to_markdown(table.reset_index())
-    assert "30 % (" not in report.to_markdown(table.assign(indifferent_low=0.3, indifferent_high=0.3).reset_index())
+    assert "30 % (" not in report.to_markdown(table.assign(indifferent_min=0.3, indifferent_max=0.3).reset_index())
     rows = report.side_by_side(table.reset_index()).set_index("of the states")
     assert rows.loc["expert indifferent", ["share", "bald", "entropy", "(all states)"]].tolist() == [
         "10 %", "30 %", "70 %", "70 %",
