@@ -194,14 +194,24 @@ def scores_of(
 
 
 def check_acquisition(name: str, n_samples: int, n_actions: int, device: str = "cpu") -> None:
-    """Try the function on a few random logits. Raises ConfigError if it fails, or does not return finite scores."""
+    """Try the function on a few random logits.
+
+    Raises ConfigError if it fails, does not return finite scores, or, as long as it draws nothing, scores a state
+    otherwise among others.
+    """
     n_states = 4 + max(n_samples, n_actions)  # unlike these, so that no axis can pass for another
     logits = torch.randn(n_states, n_samples, n_actions, generator=torch.Generator().manual_seed(0))
     logits[2:] *= 200  # policies so sharp that some of their probabilities are 0
     logits[3] = logits[3, :1]  # and the passes' mean policy too
     function = find_acquisition(name)
+
+    def scores_by(seed: int, part: slice = slice(None)) -> Tensor:
+        return scores_of(function, logits[part].to(device), torch.Generator().manual_seed(seed)).double()
+
     try:
-        scores = scores_of(function, logits.to(device), torch.Generator().manual_seed(0))
+        scores = scores_by(0)
+        draws = not torch.equal(scores, scores_by(1))
+        in_halves = torch.cat([scores_by(0, slice(n_states // 2)), scores_by(0, slice(n_states // 2, None))])
     except ConfigError as error:
         raise ConfigError(f"acquisition {name!r}: {error}") from error
     except Exception as error:  # of a user's own function, which may raise anything
@@ -211,6 +221,11 @@ def check_acquisition(name: str, n_samples: int, n_actions: int, device: str = "
         ) from error
     if not torch.isfinite(scores).all():
         raise ConfigError(f"acquisition {name!r} returned scores that are not finite; {_FINITE}")
+    if not (draws or torch.allclose(scores, in_halves, rtol=1e-3, atol=1e-4)):
+        raise ConfigError(
+            f"acquisition {name!r} scores a state otherwise among other states, but a pool is scored in parts; return "
+            "one score for each state by itself, no ranks, no indices, and nothing scaled over the states."
+        )
 
 
 def choose(scores: Float[Tensor, " N"], query_size: int, generator: torch.Generator) -> Int64[Tensor, " K"]:

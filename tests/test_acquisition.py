@@ -1,5 +1,6 @@
 """Acquisition functions against hand-made values, a slow oracle, baal, and the bounds that theory gives."""
 
+import contextlib
 import hashlib
 import importlib
 import linecache
@@ -385,6 +386,29 @@ def test_function_that_makes_no_scores_is_refused(tmp_path, monkeypatch, signatu
     (tmp_path / "no_scores.py").write_text(f"def function({signature}):\n    return {body}\n")
     with pytest.raises(ConfigError, match=f"acquisition 'no_scores:function'.*{reason}"):
         check_acquisition("no_scores:function", n_samples=2, n_actions=3)
+
+
+@pytest.mark.parametrize(
+    ("returned", "is_refused"),
+    [
+        ("scores.argsort(descending=True)", True),
+        ("scores.argsort().argsort()", True),
+        ("(scores - scores.mean()) / scores.std()", True),
+        ("scores > scores.median()", True),
+        ("scores", False),
+        ("scores + torch.rand(len(scores), generator=generator)", False),
+    ],
+)
+def test_scores_that_other_states_change_are_refused(tmp_path, monkeypatch, returned, is_refused):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_bald", raising=False)
+    (tmp_path / "own_bald.py").write_text(
+        "import torch\nfrom aamlib.acquisition import bald\n\n\ndef own(logits, *, generator):\n"
+        f"    scores = bald(logits)\n    return {returned}\n"
+    )
+    expected = pytest.raises(ConfigError, match="no ranks, no indices") if is_refused else contextlib.nullcontext()
+    with expected:
+        check_acquisition("own_bald:own", n_samples=10, n_actions=6)
 
 
 @pytest.mark.parametrize("n_actions", [3, 6, 18])
