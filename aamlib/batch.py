@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 import tempfile
@@ -22,12 +23,14 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 from tqdm import tqdm
 
+from aamlib.acquisition import source_hash
 from aamlib.config import Config, ConfigError, preset, setting
 from aamlib.costs import describe_total, estimate
-from aamlib.experts import ExpertError
+from aamlib.experts import ExpertError, fingerprint, load_expert
 from aamlib.files import RunFolderError
 from aamlib.grids import Cell, plan
 from aamlib.runs import ENDED, check_settings, load_runs
+from aamlib.starts import check_hashes
 from aamlib.workers import Outcome, is_done, open_pool, read_progress
 
 _MEASURED = ("game", "expert", "acquisition", "query_fraction", "n_samples", "batch_size", "precision", "device")
@@ -69,7 +72,8 @@ def run_batch(
 
     Returns one row per cell: state (done, failed, interrupted), rounds, agent_steps, score, attempts in this call,
     error, notebook. Raises, before anything has started, ConfigError for an unusable grid or a scheduler that does not
-    answer, ExpertError for a game without an expert, RunFolderError for a folder made with other settings.
+    answer, ExpertError for a game without an expert, RunFolderError for a folder made with other settings, with an
+    expert of other weights, or with another source of the function.
     """
     cells = grid if isinstance(grid, list) else plan(grid, out)
     if not cells:
@@ -81,11 +85,16 @@ def run_batch(
     if scheduler and side_by_side:
         raise ConfigError("a scheduler's workers set how many cells run side by side; leave side_by_side out.")
     side_by_side, threads, retries = _Numbers(side_by_side, threads, retries).asdict().values()
-    if elsewhere := [cell for cell in cells if cell.run_dir.parent != Path(out).absolute()]:
+    if elsewhere := [cell for cell in cells if cell.run_dir.parent != Path(out).expanduser().absolute()]:
         raise ConfigError(f"{elsewhere[0].name} was planned in {elsewhere[0].run_dir.parent}, not in {out}; give that.")
     unfinished = {cell.name: cell for cell in cells if not is_done(cell)}
     for cell in unfinished.values():
         check_settings(cell.run_dir, cell.config.asdict())
+    fingerprint_of = functools.cache(lambda expert: fingerprint(load_expert(expert)))
+    for cell in cells:  # of done ones too: an expert or a function may have been mended since
+        config = cell.config
+        hashes = {"expert_sha256": fingerprint_of(config.expert or config.game)}
+        check_hashes(cell.run_dir, **hashes, acquisition_sha256=source_hash(config.acquisition))
     if measure_first and unfinished:
         side_by_side, threads = _fastest_layout([*unfinished.values()])
     processors = 1 if scheduler else _processors()  # its workers' machines may have others than this one

@@ -177,6 +177,17 @@ def test_a_run_that_ended_before_its_notebook_failed_stays_finished(cells):
     assert read_progress(cell.run_dir)["status"] == "finished"
 
 
+@pytest.mark.parametrize("name", ["expert_sha256", "acquisition_sha256"])
+def test_done_cells_by_another_expert_or_function_are_not_taken_for_these(cells, tmp_path, name):
+    grid = cells(acquisition=["bald"])
+    assert run_batch(grid, tmp_path / "out")["state"].tolist() == ["done"]
+    files.write_json(grid[0].run_dir / "environment.json", [{name: "f" * 64}])
+    with pytest.raises(aamlib.RunFolderError, match="was begun with an .*of other|with other weights"):
+        run_batch(grid, tmp_path / "out")
+    (grid[0].run_dir / "environment.json").unlink()
+    assert run_batch(grid, tmp_path / "out")["state"].tolist() == ["done"]
+
+
 @pytest.mark.parametrize(("before", "after"), [("finished", "finished"), ("running", "interrupted")])
 def test_a_run_that_could_not_be_touched_is_what_it_was(cells, monkeypatch, before, after):
     (cell,) = cells(acquisition=["bald"])
