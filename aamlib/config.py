@@ -14,6 +14,7 @@ from ale_py import roms
 
 RECORDED_PER_RUN = 170_000  # queried, and as many random, states: about 19 MB; 50 a round of the study's with frames
 MAX_SEED = 2**63 - 1  # torch's are of 64 bits
+FOR_TWO = {"combat", "joust", "maze_craze", "warlords"}  # games with which ale-py ends the process
 MAX_GAME_FRAMES = 108_000  # half an hour of the console's, as is usual (Machado et al. 2018)
 
 _C = TypeVar("_C", bound="Config")
@@ -37,10 +38,17 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def playable_games() -> list[str]:
+    """The ROMs of ale-py that one can play alone."""
+    return sorted({*roms.get_all_rom_ids()} - FOR_TWO)
+
+
 def check_game(game: str) -> str:
-    """Return `game` if ale-py ships its ROM; raise ConfigError otherwise."""
-    if game not in roms.get_all_rom_ids():
-        raise ConfigError(f"unknown game {game!r}; {nearest(game, sorted(roms.get_all_rom_ids()))}")
+    """Return `game` if it is one of `playable_games`; raise ConfigError otherwise."""
+    if game in FOR_TWO:
+        raise ConfigError(f"{game!r} is for two players, which ale-py cannot run; give a game for one.")
+    if game not in playable_games():
+        raise ConfigError(f"unknown game {game!r}; {nearest(game, playable_games())}")
     return game
 
 
@@ -86,6 +94,12 @@ def setting(
 
 class Config:
     """Base of the frozen dataclasses of settings: rejects unknown names, wrong types and values out of range."""
+
+    def __init_subclass__(cls) -> None:
+        """Put each setting into the docstring."""
+        fields = {name: field for name, field in vars(cls).items() if isinstance(field, dataclasses.Field)}
+        lines = [f"{name}: {field.metadata['doc']} (default {field.default!r})" for name, field in fields.items()]
+        cls.__doc__ = "\n".join([cls.__doc__ or "", "", *lines])
 
     def __new__(cls: type[_C], *args: Any, **settings: Any) -> _C:
         """Stop at a name that is no setting, before the dataclass does with less to say."""
@@ -182,7 +196,9 @@ class ExperimentConfig(Config):
     seed: int = setting(
         0, "seeds weights, games, exploration, dropout, queries and minibatches", minimum=0, maximum=MAX_SEED
     )
-    total_steps: int = setting(3_450_000, "horizon in agent steps, warm-up included", minimum=1)
+    total_steps: int = setting(
+        3_450_000, "horizon in agent steps, warm-up included; the round that reaches it is finished", minimum=1
+    )
     label_budget: int | None = setting(
         None, "queries, repeated ones counted again, after which the run ends; None: no limit", minimum=1
     )

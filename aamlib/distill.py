@@ -76,7 +76,7 @@ class Distillation:
     """The state of a run, and its rounds."""
 
     def __init__(self, config: ExperimentConfig, run_dir: str | Path, expert: nn.Module | None = None) -> None:
-        self.config, self.run_dir = config, Path(run_dir).absolute()
+        self.config, self.run_dir = config, Path(run_dir).expanduser().absolute()
         if expert is None:
             path = expert_path(config.expert or config.game)
             expert, self.probes_dir, expert_name = load_expert(path), path.parent, str(path)

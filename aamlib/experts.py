@@ -18,13 +18,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from ale_py import roms
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from aamlib.atari import n_actions
-from aamlib.config import first_line, nearest
+from aamlib.config import first_line, nearest, playable_games
 from aamlib.files import DATA_DIR, load_weights_only, write_bytes
 from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, States
 from aamlib.precision import reduced_precision
@@ -82,9 +81,10 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
 
 def weights_path(path: str | Path) -> Path:
     """The path of weights to be written. Raises ExpertError for an ending by which they would not be known again."""
-    if Path(path).suffix != ".safetensors":
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
         raise ExpertError(f"an expert's weights cannot be written as {path}; give a name that ends in .safetensors.")
-    return Path(path)
+    return path
 
 
 def load_expert(source: str | Path | nn.Module) -> nn.Module:
@@ -134,7 +134,9 @@ def load_expert(source: str | Path | nn.Module) -> nn.Module:
         weights, game = (_read_zip(path), None) if is_zip else _read_safetensors(path)
         expert = _as_network(path, weights)
         expert.game = game
-    return expert.requires_grad_(False).eval()
+    for parameter in expert.parameters():  # a TorchScript module cannot do so at once
+        parameter.requires_grad_(False)
+    return expert.eval()
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -154,7 +156,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             raise _another_kind(path, weights)
         weights = found
     game = metadata.get("game")
-    return weights, game if game in roms.get_all_rom_ids() else None
+    return weights, game if game in playable_games() else None
 
 
 def _by_shape(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -290,10 +292,10 @@ def expert_path(name: str | Path) -> Path:
     bundled = {path.stem: path for path in EXPERTS_DIR.glob("*.safetensors")}
     if str(name) in bundled:
         return bundled[str(name)]
-    for path in (Path(name), DATA_DIR.parent / name):
+    for path in (Path(name).expanduser(), DATA_DIR.parent / name):
         if path.is_file():
             return path
-    if str(name) in roms.get_all_rom_ids():
+    if str(name) in playable_games():
         raise ExpertError(
             f"no expert is bundled for {name}: train one (make expert GAME={name}, or notebook 1), or give a file as "
             "`expert`."

@@ -105,6 +105,15 @@ def fill_in(path: str | Path, texts: Mapping[str, str]) -> None:
     write_bytes(path, content.encode())
 
 
+def check_kept(run_dir: Path, name: str) -> None:
+    """Raise RunFolderError if the folder has lost the file that tells with what its checkpoints were made."""
+    if not (run_dir / name).exists() and any(run_dir.glob("checkpoint*")):
+        raise RunFolderError(
+            f"{run_dir} holds checkpoints, but no {name}, which tells with what they were made; copy it back, or "
+            "choose another folder."
+        )
+
+
 def drop_temporary(folder: Path) -> None:
     """Remove what `replacing` could not, for its process was killed. No other process may be writing in the folder."""
     for path in folder.glob(".*"):
@@ -162,11 +171,12 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
 def make_folder(path: str | Path) -> Path:
     """Make the folder and those above it, unless they are there. Raises RunFolderError when that cannot be done."""
+    path = Path(path).expanduser()
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(path, error) from error
-    return Path(path)
+    return path
 
 
 def _unusable(folder: str | Path, error: OSError) -> RunFolderError:
@@ -180,7 +190,7 @@ def lock_run(run_dir: str | Path, name: str = "run.lock", *, wait: float = 0.0) 
     The operating system frees the lock of a process that ends, however it ends. Raises RunFolderError when another
     process holds it or the folder cannot be made.
     """
-    run_dir = Path(run_dir).absolute()
+    run_dir = Path(run_dir).expanduser().absolute()
     lock = FileLock(make_folder(run_dir) / name)
     try:
         lock.acquire(timeout=wait)

@@ -56,6 +56,7 @@ def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | 
     constants, values = content["constants"], content["values"]
     shared = preset(content["preset"])
     experts, acquisitions, cells = set(), set(), []
+    out = Path(out).expanduser().absolute()
     for combination in itertools.product(values.pop("seed"), *values.values()):
         varied = dict(zip(values, combination[1:], strict=True)) | {"seed": combination[0]}
         if _excluded(varied, content["exclude"]):
@@ -67,12 +68,12 @@ def plan(grid: str | Path | Mapping[str, Any], out: str | Path, notebook: str | 
             raise ConfigError(f"cell {_name(varied)}: {error}") from error
         # A share of 1 is one of 1.0, and has its folder.
         name = _name({key: value if isinstance(value, str) else getattr(config, key) for key, value in varied.items()})
-        if config.expert and Path(config.expert).is_file():  # workers may stand in another folder
-            parameters["expert"] = str(Path(config.expert).absolute())
+        if config.expert and (file := Path(config.expert).expanduser()).is_file():
+            parameters["expert"] = str(file.absolute())  # workers may stand in another folder
             config = dataclasses.replace(config, expert=parameters["expert"])
         experts.add((config.expert or config.game, config.game))
         acquisitions.add((config.acquisition, config.n_samples, config.game))
-        cells.append(Cell(name, Path(out).absolute() / name, parameters, config, Path(notebook).absolute()))
+        cells.append(Cell(name, out / name, parameters, config, Path(notebook).absolute()))
     if not cells:
         raise ConfigError("every cell of the grid is excluded; remove an exclusion.")
     if len(doubled := {cell.name for cell in cells}) < len(cells):
@@ -94,7 +95,7 @@ def _read(grid: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         content = dict(grid)
     else:
         try:
-            content = tomllib.loads(Path(grid).read_text(encoding="utf-8"))
+            content = tomllib.loads(Path(grid).expanduser().read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the grid {grid}: {error.strerror}; give a TOML file.") from error
         except ValueError as error:

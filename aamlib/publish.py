@@ -30,7 +30,7 @@ def publish(run: Run, target: str | Path, *, selections: int = 0, student: bool 
     not ended or has recorded no selection, or the folder holds something other than a published run, is the run's own,
     or cannot be written; what was there is then as it was.
     """
-    target, numbers = Path(target).resolve(), rounds_of(run)
+    target, numbers = Path(target).expanduser().resolve(), rounds_of(run)
     if run.status not in ENDED:
         raise RunFolderError(f"{run.dir} has not ended ({run.status}); go on with it first.")
     if target == run.dir.resolve():

@@ -43,7 +43,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from aamlib.config import ExperimentConfig, first_line
-from aamlib.files import DATA_DIR, NUMBER, RunFolderError, not_hidden, replacing
+from aamlib.files import DATA_DIR, NUMBER, RunFolderError, check_kept, not_hidden, replacing
 from aamlib.starts import HASHES, read_starts
 
 # What metrics.csv records per round, with units.
@@ -96,6 +96,7 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any], may_raise: Sequen
     Those in `may_raise` may be higher than before; None is no limit. A run may go on on another device, and with its
     expert by another name or in another folder: whether it is the same, its weights tell (see `distill`).
     """
+    check_kept(run_dir, "config.json")
     if not (run_dir / "config.json").exists():
         return
 
@@ -154,7 +155,7 @@ class Run:
     dir: Path
 
     def __init__(self, dir: str | Path) -> None:
-        object.__setattr__(self, "dir", Path(dir))
+        object.__setattr__(self, "dir", Path(dir).expanduser())
 
     @property
     def config(self) -> dict[str, Any]:
@@ -203,7 +204,8 @@ class Run:
         """
         path = self.dir / "selections" / f"{number:06d}.parquet"
         if not path.exists():
-            known = f"those of {', '.join(map(str, self.recorded))}" if self.recorded else "none"
+            more = ", ..." if len(self.recorded) > 20 else ""
+            known = f"those of {', '.join(map(str, self.recorded[:20]))}{more}" if self.recorded else "none"
             raise RunFolderError(f"{self.dir} has no selection of round {number}; it has {known}.")
         try:
             table = pd.read_parquet(path)
@@ -276,7 +278,7 @@ def find_runs(*roots: str | Path) -> dict[str, Path]:
     Raises RunFolderError if a root has none.
     """
     runs: dict[Path, tuple[str, Path]] = {}
-    for root in map(Path, roots):
+    for root in (Path(root).expanduser() for root in roots):
         found = sorted(path.parent for path in not_hidden(root, "metrics.csv"))
         if not found:
             what = f"no runs below {root}" if root.is_dir() else f"no folder {root}"
@@ -294,13 +296,13 @@ def recorded_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dic
     cannot be read, and leaves it out. Raises RunFolderError if a folder is not there, or there is no run.
     """
     if roots is None:
-        roots = [DATA_DIR / name for name in ("sample", "results", "runs")]
+        above = [DATA_DIR / name for name in ("sample", "results", "runs")]
     else:
-        roots = [roots] if isinstance(roots, str | Path) else roots
-        if absent := [str(root) for root in roots if not Path(root).is_dir()]:
+        above = [Path(root).expanduser() for root in ([roots] if isinstance(roots, str | Path) else roots)]
+        if absent := [str(root) for root in above if not root.is_dir()]:
             raise RunFolderError(f"no folder {' and no '.join(absent)}; give folders that hold run folders.")
     selection = f"selections/{NUMBER}.parquet"
-    folders = {path.parent.parent.absolute() for root in roots for path in not_hidden(Path(root), selection)}
+    folders = {path.parent.parent.absolute() for root in above for path in not_hidden(root, selection)}
     for folder in list(folders):
         try:
             check_experiment(folder)
@@ -309,15 +311,15 @@ def recorded_runs(roots: str | Path | Sequence[str | Path] | None = None) -> dic
             folders.remove(folder)
     if not folders:
         raise RunFolderError(
-            f"no run with recorded selections below {' or '.join(map(str, roots))}; give a folder that holds run "
+            f"no run with recorded selections below {' or '.join(map(str, above))}; give a folder that holds run "
             "folders (with selections/ in each)."
         )
     named: dict[str, Run] = {}
     by_name = operator.attrgetter("name")
     for _, alike in itertools.groupby(sorted(folders, key=by_name), by_name):
         first, *others = alike
-        above = Path(os.path.commonpath([folder.parent for folder in (first, *others)]))
-        named |= {folder.relative_to(above).as_posix(): Run(folder) for folder in (first, *others)}
+        shared = Path(os.path.commonpath([folder.parent for folder in (first, *others)]))
+        named |= {folder.relative_to(shared).as_posix(): Run(folder) for folder in (first, *others)}
     return dict(sorted(named.items()))
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aamlib.files import DATA_DIR, RunFolderError, write_json
+from aamlib.files import DATA_DIR, RunFolderError, check_kept, write_json
 from aamlib.precision import instructions
 
 HASHES = {
@@ -51,6 +51,7 @@ def check_hashes(run_dir: Path, **hashes: str | None) -> None:
 
     `hashes` are those of `HASHES`, hexadecimal; None where there is none.
     """
+    check_kept(run_dir, "environment.json")
     starts = read_starts(run_dir)
     for name, value in hashes.items():
         if starts and starts[0].get(name, value) != value:

@@ -19,9 +19,11 @@ def test_many_seeds_of_several_games(tmp_path):
     runs, figures = tmp_path / "runs", tmp_path / "figures"
     write_runs(runs, games=("pong", "breakout"), acquisitions=("bald", "random"), rounds=12, seeds=5)
     write_run(runs / "whole", query_fraction=1.0, rounds=12)
+    write_run(runs / "short", seed=7, rounds=4)
     published = runs / "pong-random-0.1-0"
     choices_of(published.name, asked=0.2, pool=0.6, auroc=0.7).to_csv(published / "choices.csv", index=False)
     text = execute("04_compare_runs", tmp_path, runs=str(runs), references=REFERENCES, figures=str(figures))
+    assert "without a mean of three evaluations, and so without an area or a place in the verdict: short." in text
     assert "runs compared: 21" in text
     shares = {"Breakout_MC_10", "pong_MC_10", "pong_MC_100"}
     names = {f"{share}_{kind}.png" for share in shares for kind in PER_SHARE}

@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 
 from aamlib.config import (
+    FOR_TWO,
     PRESETS,
     RECORDED_PER_RUN,
     Config,
@@ -14,6 +17,7 @@ from aamlib.config import (
     ExperimentConfig,
     check_device,
     check_game,
+    playable_games,
     preset,
     setting,
 )
@@ -28,6 +32,27 @@ class Bakery(Config):
     rye: bool = setting(False, "rye flour is used")
     helpers: int | None = setting(None, "None: as many as come", minimum=1)
     oven: str = setting("gas", "what it burns", choices=("gas", "wood"))
+
+
+def test_docstrings_explain_every_setting():
+    assert "loaves: baked a day (default 10)" in (Bakery.__doc__ or "").splitlines()
+    for config in (ExperimentConfig, PQNConfig):
+        lines = (config.__doc__ or "").splitlines()
+        assert [line.partition(":")[0] for line in lines[2:]] == config.names()
+
+
+def load(*games):
+    """Load games' ROMs in a process of its own."""
+    script = (
+        "import sys, ale_py\nfor game in sys.argv[1:]: ale_py.ALEInterface().loadROM(ale_py.roms.get_rom_path(game))"
+    )
+    return subprocess.run([sys.executable, "-c", script, *games], check=False, capture_output=True).returncode
+
+
+@pytest.mark.slow
+def test_games_are_those_with_which_ale_py_does_not_end_the_process():
+    assert load(*playable_games()) == 0
+    assert all(load(game) for game in FOR_TWO)
 
 
 def test_defaults_are_valid():
@@ -209,6 +234,7 @@ def test_presets_are_valid(name):
         ({"pool_size": 1000, "n_envs": 48}, "pool_size = 1000 is not a multiple of n_envs = 48; the nearest is 1008"),
         ({"round_steps": 10_001}, "round_steps = 10001 is not a multiple of n_envs = 40; the nearest is 10000"),
         ({"game": "Breakuot"}, "unknown game 'Breakuot'; did you mean 'breakout'"),
+        ({"game": "joust"}, "'joust' is for two players, which ale-py cannot run; give a game for one"),
         ({"query_fraction": 1e-6}, "query_fraction = 1e-06 of the pool is less than one state"),
         ({"device": "tpu"}, "device 'tpu' cannot be used here"),
         ({"device": "meta"}, "device 'meta' is not made use of; give 'cpu' or 'cuda'"),

@@ -394,6 +394,15 @@ def test_a_finished_run_with_a_raised_horizon_runs_again(tiny, tmp_path, monkeyp
     assert seen == ["running"]
 
 
+@pytest.mark.parametrize("lost", ["config.json", "environment.json"])
+def test_a_run_that_has_lost_what_it_was_begun_with_does_not_go_on(interrupted, with_settings, lost):
+    (interrupted.dir / lost).unlink()
+    before = {path: path.read_bytes() for path in interrupted.dir.rglob("*") if path.is_file()}
+    with pytest.raises(aamlib.RunFolderError, match=f"holds checkpoints, but no {lost}, .* copy it back"):
+        aamlib.distill(with_settings(seed=7) if lost == "config.json" else with_settings(), interrupted.dir)
+    assert {path: path.read_bytes() for path in interrupted.dir.rglob("*") if path.is_file()} == before
+
+
 def test_a_run_without_its_checkpoints_is_never_begun_again(interrupted, tiny):
     shutil.rmtree(interrupted.dir / "checkpoints")
     kept = [interrupted.dir / name for name in ("metrics.csv", "evaluations.csv", "config.json")]

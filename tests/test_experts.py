@@ -231,6 +231,24 @@ def test_path_below_a_file_is_an_error_of_the_package(tmp_path, network):
         save_expert(tmp_path / "file" / "expert.safetensors", network, CARD)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_module_is_an_expert():
+    class Brightness(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q = nn.Linear(1, 6)
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return self.q(states.float().mean(dim=(1, 2, 3)).unsqueeze(1) / 255)
+
+    module = Brightness()
+    expert = aamlib.load_expert(torch.jit.script(module))
+    states = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
+    assert torch.equal(expert(states), module(states))
+    assert expert.n_actions == 6
+    assert not any(parameter.requires_grad for parameter in expert.parameters())
+
+
 def test_module_that_could_not_be_read_back_is_not_saved(tmp_path):
     with pytest.raises(ExpertError, match="a Linear cannot be saved as an expert, only a NatureDQN"):
         save_expert(tmp_path / "expert.safetensors", torch.nn.Linear(2, 2), CARD)

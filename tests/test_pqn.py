@@ -121,6 +121,11 @@ def test_another_configuration_or_a_damaged_checkpoint_is_refused(small, trained
     assert not (tmp_path / "new" / "config.json").exists(), "the folder is free for the call that was meant"
     with pytest.raises(aamlib.ConfigError, match="unknown game 'pongg'; did you mean 'pong'"):
         dataclasses.replace(small, game="pongg")
+    config = (folder / "config.json").read_bytes()
+    (folder / "config.json").unlink()
+    with pytest.raises(aamlib.RunFolderError, match=r"holds checkpoints, but no config\.json"):
+        aamlib.train_expert(dataclasses.replace(small, gamma=0.9), folder)
+    (folder / "config.json").write_bytes(config)
     torch.save({"step": 1}, folder / "checkpoint.pt")
     with pytest.raises(aamlib.RunFolderError, match="checkpoint.pt is no checkpoint of this training"):
         aamlib.train_expert(small, folder)

@@ -11,7 +11,8 @@ from synthetic import write_run
 import aamlib
 from aamlib import files
 from aamlib.files import write_json
-from aamlib.runs import METRICS, check_settings, find_runs
+from aamlib.grids import plan
+from aamlib.runs import METRICS, check_settings, find_runs, recorded_runs
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +26,17 @@ def test_files_have_the_rights_that_the_umask_leaves(tmp_path):
         os.umask(before)
     assert (tmp_path / "config.json").stat().st_mode & 0o777 == 0o660
     assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_a_tilde_is_the_home_folder(finished, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    shutil.copytree(finished.dir, tmp_path / "runs" / "mine")
+    assert aamlib.distill(tiny, "~/runs/mine").dir == tmp_path / "runs" / "mine"
+    assert aamlib.Run("~/runs/mine").metrics.equals(finished.metrics)
+    assert set(find_runs("~/runs")) == set(recorded_runs("~/runs")) == {"mine"}
+    (cell,) = plan({"seeds": [0]}, "~/batch")
+    assert cell.run_dir.parent == tmp_path / "batch"
 
 
 def test_runs_load_as_one_tidy_table(finished, with_settings, tmp_path):

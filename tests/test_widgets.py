@@ -270,6 +270,15 @@ def test_a_run_is_sorted_by_its_own_function_until_told_otherwise(runs):
     assert view.sort == dropdown.value == "q_gap"
 
 
+def test_a_round_that_was_not_recorded_is_refused_and_the_slider_takes_the_nearest(runs):
+    with pytest.raises(aamlib.RunFolderError, match="no selection of round 77; it has those of "):
+        SelectionView(runs, number=77)
+    view = SelectionView(runs)
+    last = view.round
+    view.round = 10**6
+    assert view.round == last
+
+
 def test_round_run_and_place_change_grid_and_numbers(runs):
     view = SelectionView(runs, "pong-bald")
     grid, motion = controls(view.panel, "aam-grid"), controls(view.panel, "aam-motion")

@@ -10,14 +10,13 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import traitlets
-from ale_py import roms
 from matplotlib.figure import Figure
 
 from aamlib import figures
 from aamlib.atari import action_names
 from aamlib.cards import read_card
 from aamlib.checkpoints import load_student
-from aamlib.config import ConfigError
+from aamlib.config import ConfigError, playable_games
 from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, fingerprint, load_expert
 from aamlib.files import DATA_DIR, NUMBER, RunFolderError
 from aamlib.games import colour_frames, load_or_record_game, watch
@@ -290,7 +289,7 @@ def _game_of(expert: str) -> set[str]:
     card: dict[str, Any] = {}
     with contextlib.suppress(ExpertError):  # a card that cannot be read matters to those who choose its expert
         card = read_card(expert)
-    return {card.get("game", expert)}.intersection(roms.get_all_rom_ids())
+    return {card.get("game", expert)}.intersection(playable_games())
 
 
 def _has_student(run: Run) -> bool:

@@ -45,7 +45,8 @@ class RoundView(View):
     kind:
         "queried" (what the run asked about) or "random" (a sample of its pool).
 
-    Raises ConfigError for an unknown run or column, RunFolderError for a run without selections.
+    Raises ConfigError for an unknown run or column, RunFolderError for a run without selections, or a round without
+    one.
     """
 
     column_trait = ""  # the trait that names one of the columns `offered`
@@ -61,6 +62,7 @@ class RoundView(View):
         super().__init__()
         self.run = run or next(iter(runs))
         if number is not None:
+            _described(self.runs[self.run], number)  # raises, if there is none: the nearest is for the slider
             self.round = number
         for trait, value in settings.items():
             self.set_trait(trait, value)
