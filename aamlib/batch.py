@@ -235,7 +235,7 @@ class BatchView:
             row = {"cell": cell.name, "state": state, "rounds": f"{now.get('round', 0)} of {cell.config.n_rounds}"}
             rows.append({**row, "labels": now.get("labels_used", 0), "score": now.get("score")})
             if now.get("score") not in (None, before.get("score")) and self.table is None:
-                self.say(f"{cell.name}: score {now['score']:.2f} after {now['agent_steps']:,} agent steps")
+                self.say(f"{cell.name}: score {now['score']:.2f} after {now['score_agent_steps']:,} agent steps")
         table = pd.DataFrame(rows).set_index("cell")
         counts = table["state"].value_counts()
         description = ", ".join(f"{counts.get(s, 0)} {s}" for s in ("done", "running", "failed", "waiting"))

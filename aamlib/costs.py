@@ -12,7 +12,7 @@ import pandas as pd
 
 from aamlib.files import not_hidden
 from aamlib.grids import Cell
-from aamlib.runs import Run, count_recorded, find_runs, load_runs
+from aamlib.runs import ENDED, Run, count_recorded, find_runs, load_runs
 
 # Seconds and bytes per unit of work: of a run of the preset "quick" (Pong, BALD, 10 rounds) on two idle cores with two
 # threads, torch 2.13, float32 and int8.
@@ -45,7 +45,8 @@ def measured_costs(root: str | Path) -> dict[str, dict[str, float]]:
         "game": (rounds["seconds_evaluate"].sum(), games),
     }
     sizes, recorded = {"selections": 0, "pool": 0, "": 0}, 0
-    run_dirs = [run_dir for run_dir in find_runs(root).values() if (run_dir / "pool").exists()]
+    folders = [folder for folder in find_runs(root).values() if (folder / "pool").exists()]
+    run_dirs = [folder for folder in folders if Run(folder).status in ENDED]  # of the others files come and go
     for path in itertools.chain.from_iterable(not_hidden(run_dir, "*") for run_dir in run_dirs):
         part = path.parent.name if path.parent.name in sizes else ""
         sizes[part] += path.stat().st_size

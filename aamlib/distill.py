@@ -121,7 +121,7 @@ class Distillation:
                         self.run_round()
                     else:
                         self.warm_up()
-                    bar.set_postfix(score=self.last_score(), labels=f"{self.labels_used:,}", refresh=False)
+                    bar.set_postfix(score=self.last_evaluation()[0], labels=f"{self.labels_used:,}", refresh=False)
                     bar.update(self.agent_steps - bar.n)
             drop_checkpoints(self.run_dir, keep=1)
             self.write_tables()
@@ -338,11 +338,13 @@ class Distillation:
 
     def report(self, status: str) -> None:
         """Write progress.json, which whoever waits for the run may read at any time."""
+        score, score_agent_steps = self.last_evaluation()
         progress = {
             "status": status,
             **{name: self.metrics[-1][name] if self.metrics else 0 for name in COUNTERS},
             "total_steps": self.config.total_steps,
-            "score": self.last_score(),
+            "score": score,
+            "score_agent_steps": score_agent_steps,
         }
         write_json(self.run_dir / "progress.json", progress)
 
@@ -351,6 +353,7 @@ class Distillation:
         self.metrics = self.metrics[: self.n_saved]
         self.report("interrupted")
 
-    def last_score(self) -> float | None:
-        """The newest evaluation's mean score."""
-        return next((row["score"] for row in reversed(self.metrics) if row.get("score") is not None), None)
+    def last_evaluation(self) -> tuple[float | None, int | None]:
+        """The newest evaluation's mean score, and after how many agent steps it was made."""
+        evaluated = (row for row in reversed(self.metrics) if row.get("score") is not None)
+        return next(((row["score"], row["agent_steps"]) for row in evaluated), (None, None))

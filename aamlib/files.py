@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import safetensors.numpy
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from safetensors import SafetensorError
 
 from aamlib.config import first_line
@@ -187,15 +187,19 @@ def _unusable(folder: str | Path, error: OSError) -> RunFolderError:
 def lock_run(run_dir: str | Path, name: str = "run.lock", *, wait: float = 0.0) -> Iterator[Path]:
     """Create the folder if need be and hold its lock, waiting for `wait` seconds at most; yields its absolute path.
 
-    The operating system frees the lock of a process that ends, however it ends. Raises RunFolderError when another
-    process holds it or the folder cannot be made.
+    The operating system frees the lock of a process that ends, however it ends, if the file system knows locks. Raises
+    RunFolderError when another process holds it or the folder cannot be made.
     """
     run_dir = Path(run_dir).expanduser().absolute()
     lock = FileLock(make_folder(run_dir) / name)
     try:
         lock.acquire(timeout=wait)
     except Timeout:
-        raise RunFolderError(f"{run_dir} is in use by another process; wait for it or choose another folder.") from None
+        # What stands in for a lock where the file system has none outlives its process.
+        more = f" If there is none any more, remove {lock.lock_file}." if isinstance(lock, SoftFileLock) else ""
+        raise RunFolderError(
+            f"{run_dir} is in use by another process; wait for it or choose another folder.{more}"
+        ) from None
     except OSError as error:
         raise _unusable(run_dir, error) from error
     try:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
 from aamlib.config import MAX_SEED, Config, check_device, check_game, first_line, setting
-from aamlib.experts import ExpertError, load_expert
+from aamlib.experts import ExpertError, check_fits, load_expert
 from aamlib.files import RunFolderError, lock_run, read_torch, write_csv, write_json, write_torch
 from aamlib.networks import STACK_SHAPE, NatureDQN
 from aamlib.precision import bfloat16_works, clear_moments, fastest_precision, reduced_precision
@@ -115,7 +115,8 @@ class Training:
         self.last_scores: deque[float] = deque(maxlen=50)
 
     def start_from(self, expert: nn.Module) -> None:
-        """Take the weights of an expert. Raises ExpertError unless a training like this one made it."""
+        """Take the weights of an expert. Raises ExpertError unless a training of this game like this one made it."""
+        check_fits(expert, self.config.game, str(self.config.start_from))
         try:
             self.network.load_state_dict(expert.state_dict())
         except RuntimeError as error:

@@ -44,7 +44,8 @@ def record(kind, number):
 
 def report(status, number):
     temporary = folder / f"progress.{os.getpid()}"
-    progress = {"status": status, "round": number, "agent_steps": 100 * number, "score": number / 2}
+    progress = {"status": status, "round": number, "agent_steps": 100 * number, "score": number / 2,
+                "score_agent_steps": 100 * number}
     temporary.write_text(json.dumps(progress))
     temporary.replace(folder / "progress.json")
 

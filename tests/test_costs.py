@@ -1,6 +1,7 @@
 """What the cells of a grid should take, by hand and by finished runs."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -34,6 +35,14 @@ def test_neither_chance_nor_the_whole_pool_costs_scoring(tmp_path, monkeypatch):
     values = {"acquisition": ["bald", "random"], "query_fraction": [0.1, 1.0]}
     grid = {"constants": small, "values": values, "exclude": [{"acquisition": "random", "query_fraction": 1.0}]}
     assert estimate(plan(grid, tmp_path))["hours"].tolist() == [640, 0, 0]
+
+
+@pytest.mark.slow
+def test_the_files_of_a_run_that_goes_on_are_not_counted(finished, tmp_path):
+    shutil.copytree(finished.dir, tmp_path / "run")
+    assert costs.measured_costs(tmp_path)["n_bytes"] != costs.BYTES
+    (tmp_path / "run" / "progress.json").write_text(json.dumps({"status": "running"}))
+    assert costs.measured_costs(tmp_path)["n_bytes"] == costs.BYTES
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from filelock import SoftFileLock
 
 import aamlib
 from aamlib import checkpoints
@@ -512,6 +513,22 @@ def test_two_processes_on_one_folder_the_second_stops(tiny, tmp_path):
         pytest.raises(aamlib.RunFolderError, match="in use by another process"),
     ):
         aamlib.distill(tiny, tmp_path / "run")
+
+
+def test_where_nothing_frees_a_dead_processs_lock_the_file_to_remove_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(aamlib.files, "FileLock", SoftFileLock)  # as filelock does on Lustre mounted with noflock
+    with (
+        aamlib.files.lock_run(tmp_path / "run"),
+        pytest.raises(aamlib.RunFolderError, match=r"If there is none any more, remove .*run\.lock"),
+        aamlib.files.lock_run(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_progress_says_when_the_newest_score_was_reached(finished):
+    progress = json.loads((finished.dir / "progress.json").read_text())
+    evaluated = finished.metrics.dropna(subset=["score"]).iloc[-1]
+    assert (progress["score"], progress["score_agent_steps"]) == (evaluated["score"], evaluated["agent_steps"])
 
 
 def test_the_student_of_the_last_round_is_loaded_and_a_folder_without_one_says_so(interrupted, tiny, tmp_path):

@@ -166,6 +166,16 @@ def test_runs_stand_beside_each_other_though_one_has_no_score_of_ones_own_functi
     assert left["right"].sort == "score_bald"
 
 
+def test_a_run_stands_beside_one_that_has_other_rounds(tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(aamlib.DATA_DIR / "sample" / "pong-bald", tmp_path / name)
+    first, *_, last = sorted((tmp_path / "two" / "selections").iterdir())
+    last.unlink()
+    left = run_cells("06_uncertain_frames", 3, runs=str(tmp_path), run="one", other="two", number=int(last.stem))
+    assert left["view"].round == int(last.stem)
+    assert int(first.stem) <= left["right"].round < int(last.stem)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_benchmark(tmp_path, pong_expert):

@@ -2,8 +2,10 @@
 
 import base64
 import io
+import itertools
 import json
 import shutil
+from pathlib import Path
 
 import matplotlib
 import nbformat
@@ -11,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import traitlets
+from matplotlib.colors import to_hex
 from nbconvert import HTMLExporter
 from PIL import Image
 
@@ -60,7 +63,7 @@ def test_moving_the_step_changes_frame_policy_mark_and_numbers(view):
     assert policy.value != first[1]
     assert timeline.mark[0] > first[2][0]
     assert view.readout != before
-    assert view.readout.startswith("step 30 of 59")
+    assert "step 30 of 59" in view.readout
     image = np.asarray(Image.open(io.BytesIO(frame.value)))
     np.testing.assert_array_equal(image[::4, ::4], view.recording.frames[30])
 
@@ -74,6 +77,19 @@ def test_a_click_on_the_timeline_goes_to_its_step(view):
     assert view.step == 42
     timeline.clicked = [1.0, 0.5]
     assert view.step == 59, "right of the axes is the last step"
+    for when in (1.0, 2.0):
+        timeline.clicked = [place, 0.5, when]
+        assert view.step == 42, "the same place again"
+        view.step = 0
+
+
+def test_what_is_chosen_but_not_played_yet_is_said(view):
+    assert "Press Play a game" not in view.readout
+    view.seed += 1
+    assert view.readout.startswith(f"{Path(view.expert).stem}, seed {view.seed - 1}: ")
+    assert view.readout.endswith("Press Play a game to see what is chosen above")
+    view.seed -= 1
+    assert "Press Play a game" not in view.readout
 
 
 def test_decisive_and_indifferent_moments_are_the_extremes_one_after_the_other(view):
@@ -434,6 +450,27 @@ def test_a_run_that_recorded_no_frames_is_said_and_skipped(runs, tmp_path):
     assert SelectionView({"run": run}, "run", folder=tmp_path).readout == "No frames are recorded."
     told = write_study_gifs({"run": run}, tmp_path / "plots")
     assert len(told) == sum("skipped: no run of" in line for line in told) == 8
+
+
+def test_an_action_has_its_own_colour_whichever_others_occur(runs):
+    view = ScatterView(runs, "pong-bald", color="student_action")
+    page = next(child for child in walk(view.panel) if hasattr(child, "legend_encoding"))
+    palette, seen = view.palette("student_action"), set()
+    for number, kind in itertools.product(view.rounds, ("queried", "random")):
+        view.round, view.kind = number, kind
+        occurring = set(view.points()["student_action"])
+        shown = {name: to_hex(rgba) for name, rgba, _ in page.legend_encoding["color"]["values"]}
+        assert shown == {name: palette[name] for name in palette if name in occurring}
+        assert [to_hex(rgba) for rgba in page.color] == list(shown.values())
+        seen.add(frozenset(occurring))
+    assert len(seen) > 1, "nothing is tested where all occur always"
+
+
+def test_points_that_are_gone_cannot_be_picked(runs):
+    view = ScatterView(runs, "pong-bald")
+    page = next(child for child in walk(view.panel) if hasattr(child, "legend_encoding"))
+    page.selection = [3, 5_000]
+    assert view.picked == (3,)
 
 
 def test_picked_points_show_their_numbers_and_frames(runs):

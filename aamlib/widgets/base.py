@@ -149,7 +149,7 @@ class Picture(anywidget.AnyWidget):
 
     png = traitlets.Bytes().tag(sync=True)
     mark = traitlets.List(traitlets.Float(), [0.0, 0.0, 0.0, 0.0]).tag(sync=True)  # x, y, width, height
-    clicked = traitlets.List(traitlets.Float(), []).tag(sync=True)  # x, y
+    clicked = traitlets.List(traitlets.Float(), []).tag(sync=True)  # x, y, and when: each click is a change
     _css = ".aam-gaps .widget-readout { min-width: 88px }"  # else two numbers are cut off: there is no trait for it
     _esm = """
     export default {
@@ -171,7 +171,8 @@ class Picture(anywidget.AnyWidget):
           Object.assign(mark.style, line ? { outlineWidth: "0.5px" } : { outlineWidth: "2px", outlineOffset: "-2px" });
         });
         image.addEventListener("click", (event) => {
-          model.set("clicked", [event.offsetX / image.clientWidth, event.offsetY / image.clientHeight]);
+          const [x, y] = [event.offsetX / image.clientWidth, event.offsetY / image.clientHeight];
+          model.set("clicked", [x, y, event.timeStamp]);
           model.save_changes();
         });
         model.on("change:png", draw);

@@ -104,10 +104,16 @@ class ExpertView(View):
         self.actions, self.recording, self.student_q = actions, recording, student_q
         starts = read_starts(self.students[self.student].dir) if self.student else []
         self.has_other_teacher = bool(starts) and starts[0].get("expert_sha256") != fingerprint(expert)
+        self.shown = self.choice
         self.stacks = recording.stacks()
         self.__dict__.pop("colours", None)
         self.step = 0
         self.played += 1
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """What decides the game that `play` plays, and who watches it."""
+        return {trait: getattr(self, trait) for trait in ("game", "expert", "student", "seed", "epsilon", "steps")}
 
     @functools.cached_property
     def colours(self) -> np.ndarray:
@@ -144,7 +150,7 @@ class ExpertView(View):
     def _within_the_game(self, proposal: Any) -> int:
         return min(max(proposal["value"], 0), len(self.recording) - 1)
 
-    @traitlets.observe("step", "played", "temperature")
+    @traitlets.observe("step", "played", "temperature", "game", "expert", "student", "seed", "epsilon", "steps")
     def _tell(self, _: Any = None) -> None:
         if not self.played:
             return
@@ -153,15 +159,19 @@ class ExpertView(View):
         here = numbers.iloc[self.step]
         action = self.actions[game.actions[self.step]]
         text = (
-            f"step {self.step} of {len(game) - 1}: {action}, score {game.rewards[: self.step].sum()}; Q-gap "
-            f"{here['q_gap']:.3f}, Q-range {here['q_range']:.3f}, policy entropy {here['label_entropy']:.2f} nats "
+            f"{Path(self.shown['expert']).stem}, seed {self.shown['seed']}: step {self.step} of {len(game) - 1}, "
+            f"{action}, score {game.rewards[: self.step].sum()}; Q-gap {here['q_gap']:.3f}, Q-range "
+            f"{here['q_range']:.3f}, policy entropy {here['label_entropy']:.2f} nats "
             f"(indifferent in {numbers['indifferent'].mean():.1%} of the steps)"
         )
         if self.student_q is not None:
             agreed = (self.student_q.argmax(axis=1) == q.argmax(axis=1)).mean()
             wanted = self.actions[self.student_q[self.step].argmax()]
-            text += f"; the student would do {wanted} (agrees with the expert in {agreed:.0%} of the steps"
+            text += f"; the student {self.shown['student']} would do {wanted} "
+            text += f"(agrees with the expert in {agreed:.0%} of the steps"
             text += ", but was taught by another)" if self.has_other_teacher else ")"
+        if self.choice != self.shown:
+            text += ". Press Play a game to see what is chosen above"
         self.readout = text
 
     def figure(self) -> Figure:

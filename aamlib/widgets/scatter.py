@@ -115,10 +115,14 @@ class ScatterView(RoundView):
         scatter.mouse(mode="lasso")
         scatter.legend(True)
 
+        def of_those_there(values: pd.Series, map: dict[str, Any]) -> list[Any]:
+            """For the categories that occur: jscatter drops the others, and counts on from the first."""
+            return [map[category] for category in values.cat.categories if (values == category).any()]
+
         def shade(points: pd.DataFrame, **once: Any) -> None:
             values = points[self.color]
             if palette := self.palette(self.color):
-                scatter.color(by=self.color, map=[*palette.values()], **once)
+                scatter.color(by=self.color, map=of_those_there(values, palette), **once)
             else:
                 low, high = float(values.min()), float(values.quantile(0.99))
                 scatter.color(by=self.color, map="cividis", norm=(low, high if high > low else low + 1.0), **once)
@@ -128,10 +132,12 @@ class ScatterView(RoundView):
             scatter.selection([])
             scatter.x(scale=(0.0, float(points["score_entropy"].max())), **once)
             scatter.y(scale=(0.0, max(float(points["score_bald"].max()), 1e-6)), **once)
-            sizes = [3, 7] if len(points) <= 20_000 else [2, 4]  # many large points hide each other
-            scatter.size(by="has_frames", map=sizes, **once)
-            shade(points, **once)
+            shade(points, **once)  # the column by which it was coloured may be gone
             scatter.data(points)
+            small, large = (3, 7) if len(points) <= 20_000 else (2, 4)  # many large points hide each other
+            sizes = of_those_there(points["has_frames"], {"no": small, "yes": large})
+            scatter.size(by="has_frames", map=sizes)
+            shade(points)
             show_frames()
 
         def show_frames(_: Any = None) -> None:
@@ -143,7 +149,10 @@ class ScatterView(RoundView):
             if self.picked != tuple(scatter.widget.selection):  # set from code
                 scatter.selection(self.picked)
 
-        scatter.widget.observe(lambda change: setattr(self, "picked", tuple(int(i) for i in change.new)), "selection")
+        def pick(change: Any) -> None:  # a page that is behind may still show more states
+            self.picked = tuple(int(i) for i in change.new if i < len(self.states))
+
+        scatter.widget.observe(pick, "selection")
         self.observe(show_points, ["run", "round", "kind"])
         self.observe(lambda _: shade(self.points()), ["color"])
         self.observe(show_frames, ["picked"])

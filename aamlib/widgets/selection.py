@@ -230,7 +230,7 @@ class SelectionView(RoundView):
             show_state()
 
         def pick(change: Any) -> None:
-            x, y = change.new
+            x, y, *_ = change.new
             rows = -(-len(self.shown) // self.columns)
             self.position = int(x * self.columns) + self.columns * int(y * rows)
 
