@@ -112,8 +112,11 @@ def test_ends_on_breakout(curves, readme, findings):
     assert f"its runs end at scores of {entropy.min():.0f} to {entropy.max():.0f}, all others at 190 and more" in readme
     assert f"its five runs end at {entropy.min():.0f} to {entropy.max():.0f}" in findings
     assert others.min() >= 190
-    pairs = sum(bald > random for bald, random in itertools.product(ends["bald"], ends["random"]))
-    assert f"in {pairs} of the 25 pairs)" in findings
+    for share, above in ((0.05, "BALD's end higher"), (0.1, "at the end the two are level")):
+        ends = at_end(of(curves, "breakout", share)).set_index("acquisition")["smoothed"]
+        means = [f"{comparison.iqm(ends[name]):.0f}" for name in ("bald", "random")]
+        pairs = sum(bald > random for bald, random in itertools.product(ends["bald"], ends["random"]))
+        assert f"{above} ({means[0]} and {means[1]}, in {pairs} of the 25 pairs)" in findings
 
 
 def test_an_unstable_run_of_entropy(curves, findings):
