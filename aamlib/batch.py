@@ -92,9 +92,8 @@ def run_batch(
         check_settings(cell.run_dir, cell.config.asdict())
     fingerprint_of = functools.cache(lambda expert: fingerprint(load_expert(expert)))
     for cell in cells:  # of done ones too: an expert or a function may have been mended since
-        config = cell.config
-        hashes = {"expert_sha256": fingerprint_of(config.expert or config.game)}
-        check_hashes(cell.run_dir, **hashes, acquisition_sha256=source_hash(config.acquisition))
+        expert, function = cell.config.expert or cell.config.game, cell.config.acquisition
+        check_hashes(cell.run_dir, expert_sha256=fingerprint_of(expert), acquisition_sha256=source_hash(function))
     if measure_first and unfinished:
         side_by_side, threads = _fastest_layout([*unfinished.values()])
     processors = 1 if scheduler else _processors()  # its workers' machines may have others than this one

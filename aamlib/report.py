@@ -121,6 +121,8 @@ def _format(name: str, values: pd.Series) -> Callable[[Any], str]:
         return percent
     if name.startswith("score"):
         return "{:.1f}".format
+    if name == "p":
+        return lambda p: f"{p:.3f}" if p >= 0.0005 else "< 0.001"
     if name.startswith(("auroc", "reliability")):
         return "{:.2f}".format
     if name == "agent_steps" or name.startswith(("first", "last")):

@@ -80,6 +80,11 @@ def test_what_lies_beyond_the_common_end_is_left_out(tmp_path):
     pd.testing.assert_frame_equal(evidence.same_pool(longer, more), evidence.same_pool(common, choices))
 
 
+def test_a_small_p_is_not_shown_as_none():
+    text = report.to_markdown(pd.DataFrame({"p": [0.00003, 0.0476]}))
+    assert [line.strip("| ") for line in text.splitlines()[2:]] == ["< 0.001", "0.048"]
+
+
 def test_without_a_random_run_there_is_no_pool_to_compare_on(metrics):
     table = evidence.same_pool(metrics, choices_of("pong-bald-0.1-0", 0.2, 0.6, 0.7))
     assert table.empty

@@ -118,6 +118,9 @@ def test_another_configuration_or_a_damaged_checkpoint_is_refused(small, trained
         aamlib.train_expert(dataclasses.replace(small, start_from="pnog"), tmp_path / "new")
     with pytest.raises(aamlib.ExpertError, match=r"\(pong\) plays pong, not breakout"):
         aamlib.train_expert(dataclasses.replace(small, game="breakout", start_from="pong"), tmp_path / "new")
+    plain = aamlib.save_expert(tmp_path / "plain.safetensors", aamlib.NatureDQN(6), {"game": "pong"})
+    with pytest.raises(aamlib.ExpertError, match=r"for pong \(6 actions\) cannot start from .*: it is another network"):
+        aamlib.train_expert(dataclasses.replace(small, start_from=str(plain)), tmp_path / "new")
     assert not (tmp_path / "new" / "config.json").exists(), "the folder is free for the call that was meant"
     with pytest.raises(aamlib.ConfigError, match="unknown game 'pongg'; did you mean 'pong'"):
         dataclasses.replace(small, game="pongg")

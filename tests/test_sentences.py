@@ -106,6 +106,16 @@ def test_random_beside_bald_on_pong(curves, readme):
     assert f"and in {WORDS[same_seed]} of the same seed" in readme
 
 
+def test_bald_beside_random_over_both_games(curves, readme, findings):
+    areas = comparison.areas(curves).set_index("acquisition")
+    shares = []
+    for game in ("breakout", "pong"):
+        bald, random = (of(areas.loc[name], game, 0.1)["area_agent_steps"] for name in ("bald", "random"))
+        shares.append(sum(a > b for a, b in itertools.product(bald, random)) / 25)
+    for page in (readme, findings):
+        assert f"BALD's is the larger in {sum(shares) / 2:.2f} of the pairs" in page
+
+
 def test_ends_on_breakout(curves, readme, findings):
     ends = at_end(of(curves, "breakout", 0.05)).set_index("acquisition")["smoothed"]
     entropy, others = ends["entropy"], ends.drop("entropy")
