@@ -58,7 +58,7 @@ def drop_checkpoints(run_dir: Path, keep: int) -> None:
     manifests = _manifests(run_dir)
     for manifest in manifests[keep:]:
         manifest.unlink()
-    needed = {name for manifest in manifests[:keep] for name in json.loads(manifest.read_text())}
+    needed = {name for manifest in manifests[:keep] for name in _hashes(manifest)}
     for path in [
         *folder.glob(f"{NUMBER}.pt"),
         *folder.glob(f"{NUMBER}.safetensors"),
@@ -77,7 +77,7 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
     manifests = _manifests(run_dir)
     for manifest in manifests:
         try:
-            hashes = json.loads(manifest.read_text())
+            hashes = _hashes(manifest)
             damaged = [name for name, digest in hashes.items() if file_hash(run_dir / name) != digest]
         except (OSError, ValueError) as error:
             damaged = [str(error)]
@@ -112,12 +112,10 @@ def load_student(run_dir: str | Path) -> MCDropoutDQN:
         raise RunFolderError(f"{run_dir} holds no student yet (checkpoints/*.safetensors); go on with its run.")
     newest = saved[-1]
     try:
-        if manifests:
-            written = dict(json.loads(manifests[newest.stem].read_text()))
-            if file_hash(newest) != written.get(f"checkpoints/{newest.name}"):
-                raise ValueError("it is not as it was written")
+        if manifests and file_hash(newest) != _hashes(manifests[newest.stem]).get(f"checkpoints/{newest.name}"):
+            raise ValueError("it is not as it was written")
         weights = safetensors.torch.load_file(newest)
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise RunFolderError(f"{newest} cannot be read ({error}); copy it again, or go on with its run.") from error
     student = MCDropoutDQN(len(weights["head.weight"]), dropout=read_config(run_dir)["dropout"])
     student.load_state_dict(weights)
@@ -127,6 +125,14 @@ def load_student(run_dir: str | Path) -> MCDropoutDQN:
 def _manifests(run_dir: Path) -> list[Path]:
     """Of all complete checkpoints, the newest first."""
     return sorted((run_dir / "checkpoints").glob(f"{NUMBER}.json"), reverse=True)
+
+
+def _hashes(manifest: Path) -> dict[str, str]:
+    """SHA-256 of each file of a checkpoint, by its path below the run folder. Raises ValueError if it is damaged."""
+    hashes = json.loads(manifest.read_text())
+    if not isinstance(hashes, dict) or not hashes:
+        raise ValueError(f"{manifest.name} holds no hashes but {str(hashes)[:40]!r}")
+    return hashes
 
 
 def _save_pool(folder: Path, pool: FramePool) -> list[Path]:
@@ -148,7 +154,7 @@ def _hashes_of_segments(run_dir: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     for manifest in reversed(_manifests(run_dir)):
         with contextlib.suppress(ValueError):  # of a damaged one
-            known |= json.loads(manifest.read_text())
+            known |= _hashes(manifest)
     there = {path.relative_to(run_dir).as_posix() for path in (run_dir / "pool").glob(_SEGMENTS)}
     return {name: digest for name, digest in known.items() if name in there}
 

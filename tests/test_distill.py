@@ -353,12 +353,24 @@ def test_frames_of_a_round_that_was_not_saved_do_not_come_into_the_next(tmp_path
     assert torch.equal(restored.read(restored.ids()), resumed.read(resumed.ids()))
 
 
-@pytest.mark.parametrize("part", ["pt", "safetensors"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(interrupted, tiny, part):
+def flip_a_bit(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        ("pt", flip_a_bit),
+        ("safetensors", flip_a_bit),
+        ("json", lambda content: content[:100]),
+        ("json", lambda content: b"[1]"),
+        ("json", lambda content: b"{}"),
+    ],
+)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(interrupted, tiny, part, damage):
     newest = interrupted.dir / "checkpoints" / f"000003.{part}"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
+    newest.write_bytes(damage(newest.read_bytes()))
     with pytest.warns(UserWarning, match="checkpoint 000003 .* damaged"):
         run = aamlib.distill(tiny, interrupted.dir)
     assert_every_round_once(run, tiny)
@@ -371,9 +383,7 @@ def test_frames_damaged_before_a_later_save_are_still_found(tiny, tmp_path, monk
     def damage(self, *arguments):
         if self.round == 4:
             segment = max((run_dir / "pool").glob("*.zst"))
-            content = bytearray(segment.read_bytes())
-            content[len(content) // 2] ^= 1
-            segment.write_bytes(content)
+            segment.write_bytes(flip_a_bit(segment.read_bytes()))
         return train(self, *arguments)
 
     monkeypatch.setattr(Distillation, "train", damage)
@@ -541,9 +551,8 @@ def test_the_student_of_the_last_round_is_loaded_and_a_folder_without_one_says_s
     with pytest.raises(aamlib.RunFolderError, match="holds no student yet"):
         aamlib.load_student(tmp_path / "other")
     (weights,) = (run.dir / "checkpoints").glob("*.safetensors")
-    content = bytearray(weights.read_bytes())
-    content[len(content) // 2] ^= 64
-    for damaged in (content, content[:1000]):
+    content = weights.read_bytes()
+    for damaged in (flip_a_bit(content), content[:1000]):
         weights.write_bytes(damaged)
         with pytest.raises(aamlib.RunFolderError, match="cannot be read .* go on with its run"):
             aamlib.load_student(run.dir)
