@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -118,7 +118,8 @@ def draw_histogram(ax: Axes, q_values: np.ndarray, column: str, temperature: flo
     highest = ceiling if column == "label_entropy" else table[column].quantile(0.995)
     span = (0.0, max(float(highest), 1e-6))
     ax.stairs(*np.histogram(table[column].clip(*span), bins=40, range=span), fill=True, color=EXPERT)
-    ax.set(xlabel=axis_label(column), xlim=span, ylim=(0, None), ylabel="states")
+    more = "; last bar: and above" if table[column].max() > span[1] and column != "label_entropy" else ""
+    ax.set(xlabel=axis_label(column) + more, xlim=span, ylim=(0, None), ylabel="states")
     if column == "label_entropy":
         ax.axvline(INDIFFERENT * ceiling, color=STUDENT, linestyle="--")
         share = table["indifferent"].mean()
@@ -141,7 +142,7 @@ def draw_policies(
         ax.barh(y + shift, student, height=0.36, color=STUDENT, label="student, mean")
     if samples is not None:
         spread = np.linspace(-0.14, 0.14, len(samples))[:, None] + (y + shift)
-        ax.scatter(samples, spread, s=9, color="0.1", linewidth=0, zorder=3, label=f"its {len(samples)} passes")
+        ax.scatter(samples, spread, s=9, color="0.1", linewidth=0, zorder=3, label=f"student's {len(samples)} passes")
     ax.set(yticks=y, yticklabels=actions, xlim=(0, 1), xlabel="probability of the action")
     ax.tick_params(axis="y", labelsize="medium" if len(actions) < 9 else "small")
     ax.invert_yaxis()
@@ -152,18 +153,18 @@ def draw_policies(
 def draw_scatter(ax: Axes, states: pd.DataFrame, color: str, colors: Mapping[str, str] | None = None) -> None:
     """Each state as a point, entropy against BALD, coloured by a column; missing values are left out.
 
-    `colors`: that of each value of a column of categories.
+    `states`: as `ScatterView.points`; those that have frames are larger. `colors`: that of each value of a column of
+    categories.
     """
     known = states.dropna(subset=[color])
-    values, style = known[color], dict[str, Any](s=7, linewidth=0)
+    values, sizes = known[color], known["has_frames"].map({"no": 7, "yes": 24}).astype(float)
+    places = known["score_entropy"], known["score_bald"], sizes
     if colors:
-        for value, shade in colors.items():
-            part = known[values == value]
-            ax.scatter(part["score_entropy"], part["score_bald"], color=shade, label=value, **style)
-        ax.legend(title=axis_label(color), fontsize="small", markerscale=2)
+        ax.scatter(*places, c=values.astype(str).map(colors), linewidth=0)
+        handles = [Patch(color=shade, label=value) for value, shade in colors.items()]
+        ax.legend(handles=handles, title=axis_label(color), fontsize="small", handlelength=1)
     else:
-        points = ax.scatter(known["score_entropy"], known["score_bald"], c=values, cmap="cividis",
-                            vmax=float(values.quantile(0.99)), **style)  # fmt: skip
+        points = ax.scatter(*places, c=values, cmap="cividis", vmax=float(values.quantile(0.99)), linewidth=0)
         assert ax.figure is not None
         ax.figure.colorbar(points, ax=ax, label=axis_label(color))
     ax.set(xlabel="predictive entropy, total (nats)", ylabel="BALD, epistemic (nats)", xlim=(0, None), ylim=(0, None))
@@ -178,18 +179,27 @@ def draw_rounds(ax: Axes, table: pd.DataFrame, column: str, by: str = "score") -
         ax.plot(
             rows["round"], rows[column], color=colors[str(name)], linestyle=style, marker="o", markersize=3, label=label
         )
-    ax.set_xlabel("round")
+    axis_of_rounds(ax, table["round"])
+
+
+def axis_of_rounds(ax: Axes, rounds: pd.Series) -> None:
+    """The x axis of a figure over rounds: whole numbers, and each round with its own width."""
+    ax.set(xlabel="round", xlim=(rounds.min() - 0.5, rounds.max() + 0.5))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def draw_decomposition(ax: Axes, table: pd.DataFrame, score: str) -> None:
-    """Mean total uncertainty of a function's choice (of `selections.choices`), split into its two parts, per round."""
+    """Mean total uncertainty of a function's choice (of `selections.choices`), split into its two parts, per round.
+
+    Dots are the rounds that were recorded.
+    """
     rows = table[table["score"] == score]
+    wide = rows
     if len(rows) == 1:  # a single round is drawn as wide as one
-        rows = pd.concat([rows.assign(round=rows["round"] + side) for side in (-0.5, 0.5)])
-    ax.stackplot(rows["round"], rows["aleatoric"], rows["score_bald"], colors=[COLORBLIND[9], COLORBLIND[3]],
+        wide = pd.concat([rows.assign(round=rows["round"] + side) for side in (-0.5, 0.5)])
+    ax.stackplot(wide["round"], wide["aleatoric"], wide["score_bald"], colors=[COLORBLIND[9], COLORBLIND[3]],
                  labels=["aleatoric: expected entropy", "epistemic: BALD"])  # fmt: skip
-    ax.plot(rows["round"], rows["score_entropy"], color="0.1", linewidth=1.5, label="total: predictive entropy")
-    ax.set(title=f"chosen by {name_of(score)}" if score != "pool" else "the whole pool", xlabel="round")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.margins(x=0)
+    ax.plot(rows["round"], rows["score_entropy"], color="0.1", linewidth=1.5, marker="o", markersize=3,
+            label="total: predictive entropy")  # fmt: skip
+    ax.set_title(f"chosen by {name_of(score)}" if score != "pool" else "the whole pool")
+    axis_of_rounds(ax, rows["round"])

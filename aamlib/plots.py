@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
 from aamlib import stats
-from aamlib.comparison import percent, without_setting
+from aamlib.comparison import ANY, percent, without_setting
 from aamlib.files import write_bytes
 from aamlib.runs import METRICS
 
@@ -43,6 +45,8 @@ COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer
 # The built-in functions', which stand in this order.
 COLORS = {name: COLORBLIND[i] for name, i in {"bald": 0, "variation_ratio": 2, "entropy": 1, "random": 4}.items()}
 _OTHERS = [COLORBLIND[i] for i in (3, 9, 7, 5, 6, 8)]
+_OTHERS += [to_hex((0.55 * red, 0.55 * green, 0.55 * blue)) for red, green, blue in map(to_rgb, _OTHERS)]
+_colors = COLORS | {ANY: to_hex("0.2")}  # and those that others have been given
 PHASES = dict(zip((name for name in METRICS if name.startswith("seconds_")), COLORBLIND, strict=False))
 
 
@@ -72,9 +76,10 @@ def in_order(acquisitions: Iterable[str]) -> list[str]:
 
 
 def palette(acquisitions: Iterable[str]) -> dict[str, str]:
-    """A colour per acquisition function; the built-in ones always have the same."""
-    others = sorted({*acquisitions} - {*COLORS})
-    return COLORS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
+    """A colour per acquisition function, which it keeps in all figures; the built-in ones have the same ever."""
+    for i, name in enumerate(sorted({*acquisitions} - {*_colors}), start=len(_colors) - len(COLORS) - 1):
+        _colors[name] = _OTHERS[i % len(_OTHERS)]
+    return dict(_colors)
 
 
 def plot_scores(
@@ -289,7 +294,7 @@ def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style
     if seeds < stats.MIN_SEEDS or shared.empty:
         label = f"{label}, {seeds} seeds" if seeds > 1 else label
         for _, run in rows.groupby("run"):  # with a gap where there is nothing
-            ax.plot(run[x], run[y], label=label, **{"linewidth": 1.5, **style})
+            ax.plot(run[x], run[y], label=label, marker=_marker(run[y]), **{"linewidth": 1.5, **style})
         return
     values = shared.to_numpy().T  # (seeds, evaluations)
     low, high = stats.interval(stats.iqm, values)
@@ -298,7 +303,18 @@ def _draw_runs(ax: Axes, rows: pd.DataFrame, x: str, y: str, label: str, **style
     band = band.reindex(at.index[at == seeds])  # with a gap where a run that went so far has nothing
     xs = rows.groupby("agent_steps")[x].mean().loc[band.index]
     ax.fill_between(xs, band["low"], band["high"], color=style["color"], alpha=0.2, linewidth=0)
-    ax.plot(xs, band["iqm"], label=f"{label}, IQM of {seeds} seeds", **{"linewidth": 2, **style})
+    ax.plot(
+        xs,
+        band["iqm"],
+        label=f"{label}, IQM of {seeds} seeds",
+        marker=_marker(band["iqm"]),
+        **{"linewidth": 2, **style},
+    )
+
+
+def _marker(values: pd.Series) -> str | None:
+    """A dot for a line of a single value, which would not be seen."""
+    return "o" if values.notna().sum() == 1 else None
 
 
 def _draw_references(ax: Axes, references: Mapping[str, float] | None) -> None:
@@ -311,6 +327,23 @@ def legend_once(ax: Axes, **style: Any) -> None:
     handles, names = ax.get_legend_handles_labels()
     entries = dict(zip(names, handles, strict=True))
     ax.legend(entries.values(), entries, **{"fontsize": "small", **style})
+
+
+def legend_below(figure: Figure) -> None:
+    """One legend of all panels' entries in place of theirs, below them, in as many columns as the figure has room for.
+
+    Where a panel has room for its own, another has not. `figure`: in constrained layout, each Axes with a legend.
+    """
+    entries: dict[str, Any] = {}
+    for legend in [ax.get_legend() for ax in figure.axes]:
+        assert legend is not None
+        entries |= dict(zip((text.get_text() for text in legend.get_texts()), legend.legend_handles, strict=True))
+        legend.remove()
+    for columns in range(len(entries), 0, -1):
+        below = figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns, fontsize="small")
+        if below.get_window_extent().width <= figure.bbox.width or columns == 1:
+            return
+        below.remove()
 
 
 def _finish(ax: Axes, x: str) -> Axes:

@@ -105,6 +105,9 @@ def test_a_run_too_short_to_share_a_range_with_the_others_is_named(tmp_path):
     text = execute("04_compare_runs", tmp_path, runs=str(runs), references=REFERENCES, figures=str(figures))
     assert "pong, 10 %: no areas, for short is too short; leave it out with `select`." in text
     assert not any(f"{name} is too short" in text for name in ("long", "begun"))
+    settings = {"runs": str(runs), "references": REFERENCES, "figures": str(figures)}
+    text = execute("04_compare_runs", tmp_path, select="seed == 6", **settings)
+    assert "pong, 10 %: no areas, for its runs are too short." in text
 
 
 def test_a_card_of_another_kind_of_evaluation_is_said(tmp_path, capsys):
@@ -128,3 +131,18 @@ def test_references_that_are_missing_or_unusable_are_refused(tmp_path, reference
     folders = {"runs": str(tmp_path / "run"), "figures": str(tmp_path / "figures")}
     with pytest.raises(error, match=message):
         run_cells("04_compare_runs", 4, references=references, **folders)
+
+
+def test_references_of_a_game_that_no_run_plays_are_told_of(tmp_path, capsys):
+    write_run(tmp_path / "run", rounds=2)
+    given = REFERENCES | {"Pong": REFERENCES["pong"]}
+    run_cells("04_compare_runs", 4, runs=str(tmp_path / "run"), references=given, figures=str(tmp_path / "figures"))
+    assert (
+        "references of 'Pong' are not used, for none of the runs plays it; did you mean 'pong'"
+        in capsys.readouterr().out
+    )
+
+
+def test_no_folder_at_all_is_refused(tmp_path):
+    with pytest.raises(aamlib.ConfigError, match="runs names no folder; give one that holds run folders"):
+        run_cells("04_compare_runs", 2, runs=[], figures=str(tmp_path))

@@ -243,6 +243,48 @@ def test_a_function_has_the_same_colour_over_the_rounds_as_in_comparisons(ax):
     assert drawn == {plots.name_of(name): plots.palette(["mine:own", "bald"])[name] for name in names[1:]}
 
 
+def test_an_own_function_keeps_its_colour_beside_whatever_others_and_none_is_like_another():
+    before = plots.palette(["zeta:zeta"])["zeta:zeta"]
+    after = plots.palette(["bald", "alpha:alpha", "any", *(f"own{i}:own{i}" for i in range(4)), "zeta:zeta"])
+    assert after["zeta:zeta"] == before
+    assert len(set(after.values())) == len(after)
+
+
+def test_a_line_of_one_value_is_seen(ax, curves):
+    one = curves[curves["agent_steps"] == 100]
+    plots.plot_metric(one, "smoothed", ax=ax)
+    assert [line.get_marker() for line in ax.get_lines()] == ["o"] * 3, "a band's middle, and two runs"
+    ax.clear()
+    plots.plot_metric(curves, "smoothed", ax=ax)
+    assert [line.get_marker() for line in ax.get_lines()] == ["None"] * 3
+
+
+def test_a_legend_below_has_every_entry_once_within_the_figure():
+    figure, axes = plt.subplots(1, 2, figsize=(7, 4), layout="constrained")
+    names = [f"a function of one's own with a long name, n_samples={i}" for i in range(3)]
+    for ax in axes:
+        for name in names:
+            ax.plot([0, 1], label=name)
+        ax.legend()
+    plots.legend_below(figure)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert [ax.get_legend() for ax in axes] == [None, None]
+    assert figure.bbox.x0 <= legend.get_window_extent().x0 < legend.get_window_extent().x1 <= figure.bbox.x1
+    plt.close(figure)
+
+
+def test_a_histogram_says_that_its_last_bar_holds_what_lies_beyond(ax):
+    q_values = np.zeros((300, 3))
+    q_values[:, 0] = np.linspace(0, 1, 300)
+    figures.draw_histogram(ax, q_values, "label_entropy", 0.1)
+    assert "above" not in ax.get_xlabel()
+    figures.draw_histogram(ax, q_values, "q_gap", 0.1)
+    assert ax.get_xlabel().endswith("; last bar: and above")
+    assert sum(ax.patches[-1].get_data().values) == len(q_values)
+
+
 def test_every_action_of_the_largest_set_has_a_colour_of_its_own():
     for n_actions in (4, 10, 18):
         assert len(set(figures.action_palette([str(i) for i in range(n_actions)]).values())) == n_actions

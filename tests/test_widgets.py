@@ -317,6 +317,7 @@ def test_no_state_left_is_said_and_not_exported(runs, tmp_path):
     view.panel.layout.width = "100%"
     view.gaps = (1e6, 1e7)
     assert view.readout == "No state with recorded frames passes the filters."
+    assert view.readout in [text.get_text() for ax in view.figure().axes for text in ax.texts]
     assert view.gaps == (1e6, 1e7)
     hidden = [
         widget for widget in walk(view.panel) if controls(view.panel, "aam-motion") in getattr(widget, "children", ())
@@ -377,10 +378,14 @@ def test_a_folder_that_cannot_be_made_is_said(runs, tmp_path):
     assert "choose another folder" in controls(view.panel, "aam-problem").value
 
 
-def test_values_set_from_code_need_not_fit_the_controls(view):
-    view.panel.layout.width = "100%"
-    view.temperature, view.steps = 0.005, 50_000
-    assert (view.temperature, view.steps) == (0.005, 50_000)
+@pytest.mark.parametrize("trait", ["temperature", "steps", "seed"])
+def test_the_controls_show_whatever_value_the_view_can_have(view, trait):
+    limits = ExpertView.class_traits()[trait]
+    for value in (limits.min, limits.max):
+        view.set_trait(trait, value)
+        assert controls(view.panel, f"aam-{trait}").value == pytest.approx(value)
+    with pytest.raises(traitlets.TraitError, match=f"'{trait}' trait .* should not be greater than"):
+        view.set_trait(trait, 2 * limits.max)
 
 
 def test_choosing_a_run_reads_no_round_but_the_one_that_is_shown(runs, tmp_path):

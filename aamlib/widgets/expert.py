@@ -16,7 +16,7 @@ from aamlib import figures
 from aamlib.atari import action_names
 from aamlib.cards import read_card
 from aamlib.checkpoints import load_student
-from aamlib.config import ConfigError, playable_games
+from aamlib.config import MAX_GAME_FRAMES, ConfigError, playable_games
 from aamlib.experts import EXPERTS_DIR, ExpertError, check_fits, fingerprint, load_expert
 from aamlib.files import DATA_DIR, NUMBER, RunFolderError
 from aamlib.games import colour_frames, load_or_record_game, watch
@@ -25,6 +25,8 @@ from aamlib.selections import describe_q
 from aamlib.starts import read_starts
 from aamlib.widgets.base import Picture, Plot, PolicyPlot, View, labelled, one_of, row, run_titles
 
+_MAX_SEED = 2**31 - 1  # that a control can show
+_LONGEST = MAX_GAME_FRAMES // 4  # game, in agent steps
 _APART = 20  # agent steps between two moments to jump to, at least
 _HISTOGRAMS = ("q_gap", "q_range", "label_entropy")
 
@@ -51,10 +53,10 @@ class ExpertView(View):
     game = traitlets.Unicode()
     expert = traitlets.Unicode()
     student = traitlets.Unicode()
-    seed = traitlets.Int(0, min=0)
+    seed = traitlets.Int(0, min=0, max=_MAX_SEED)
     epsilon = traitlets.Float(0.05, min=0, max=1)
-    steps = traitlets.Int(600, min=1)
-    temperature = traitlets.Float(0.1, min=1e-3)
+    steps = traitlets.Int(600, min=1, max=_LONGEST)
+    temperature = traitlets.Float(0.1, min=1e-3, max=1e2)
     step = traitlets.Int(0)
     original_colours = traitlets.Bool(False)
     played = traitlets.Int(0, help="games played so far; changes when another one is shown")
@@ -205,15 +207,15 @@ class ExpertView(View):
         titles = {"": "none", **run_titles(self.students)}
         options = [(title, name) for name, title in titles.items()]
         student = labelled(ipywidgets.Dropdown, "Student", 330, options=options)
-        seed = self.link("seed", labelled(ipywidgets.BoundedIntText, "Seed", 120, max=2**31 - 1))
-        steps = self.link("steps", labelled(ipywidgets.BoundedIntText, "Steps at most", 170, min=1, max=27_000))
+        seed = self.link("seed", labelled(ipywidgets.BoundedIntText, "Seed", 120, max=_MAX_SEED))
+        steps = self.link("steps", labelled(ipywidgets.BoundedIntText, "Steps at most", 170, min=1, max=_LONGEST))
         play = ipywidgets.Button(description="Play a game", icon="gamepad", button_style="primary")
         slider = labelled(ipywidgets.IntSlider, "Step", 440, max=len(self.recording) - 1)
         run = ipywidgets.Play(interval=100, max=len(self.recording) - 1, show_repeat=False)
         decisive = ipywidgets.Button(description="Most decisive", tooltip="largest Q-gap; again: the next one")
         indifferent = ipywidgets.Button(description="Most indifferent", tooltip="highest entropy; again: the next one")
         colours = labelled(ipywidgets.Checkbox, "Original colours", 130, indent=False)
-        temperature = labelled(ipywidgets.FloatLogSlider, "Temperature τ", 420, min=-2, max=1, step=0.05)
+        temperature = labelled(ipywidgets.FloatLogSlider, "Temperature τ", 420, min=-3, max=2, step=0.05)
         for trait, widget in {
             "expert": expert, "student": student, "step": slider, "original_colours": colours,
             "temperature": temperature,

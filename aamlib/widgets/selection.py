@@ -177,20 +177,23 @@ class SelectionView(RoundView):
     def figure(self) -> Figure:
         """The grid, and the chosen state's frames and policies."""
         shown = self.shown
-        figure = figures.new_figure(12.0, 4.8)
+        rows = math.ceil(len(shown) / self.columns)
+        figure = figures.new_figure(12.0, max(4.8, 0.8 + 0.8 * rows))  # a state is as large in few columns
         axes = figure.subplot_mosaic([["grid", "strip"], ["grid", "policy"]], width_ratios=(2, 1), height_ratios=(1, 2))
         for ax in axes.values():
             ax.set_anchor("N")
-        axes["grid"].imshow(self.grid(shown), cmap="gray", vmin=0, vmax=255)
+            ax.set_axis_off()
         axes["grid"].set_title(f"{self.title()}: {self.kind} states by {self.sort}", fontsize="medium")
-        for name in ("grid", "strip"):
-            axes[name].axis("off")
-        if len(shown):
-            position = min(self.position, len(shown) - 1)
-            state = shown.iloc[position]
-            axes["strip"].imshow(figures.strip(state["frames"]), cmap="gray", vmin=0, vmax=255)
-            axes["strip"].set_title(f"state {state['state_id']}, place {position + 1}", fontsize="medium")
-            figures.draw_policies(axes["policy"], *self.policies(state))
+        if shown.empty:
+            axes["grid"].text(0.5, 0.5, self.readout, ha="center", va="center")
+            return figure
+        position = min(self.position, len(shown) - 1)
+        state = shown.iloc[position]
+        axes["grid"].imshow(self.grid(shown), cmap="gray", vmin=0, vmax=255)
+        axes["strip"].imshow(figures.strip(state["frames"]), cmap="gray", vmin=0, vmax=255)
+        axes["strip"].set_title(f"state {state['state_id']}, place {position + 1}", fontsize="medium")
+        axes["policy"].set_axis_on()
+        figures.draw_policies(axes["policy"], *self.policies(state))
         return figure
 
     def make_panel(self) -> ipywidgets.Widget:
@@ -286,8 +289,9 @@ class SideBySide(View):
     def figure(self) -> Figure:
         """Both pictures, one above the other."""
         pictures = [view.figure() for view in (self.left, self.right)]
-        figure = figures.new_figure(12.0, sum(picture.get_figheight() for picture in pictures))
-        for ax, picture in zip(figure.subplots(2, 1), pictures, strict=True):
+        heights = [picture.get_figheight() for picture in pictures]
+        figure = figures.new_figure(12.0, sum(heights))
+        for ax, picture in zip(figure.subplots(2, 1, height_ratios=heights), pictures, strict=True):
             ax.imshow(figures.pixels(picture))
             ax.axis("off")
         return figure
