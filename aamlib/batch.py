@@ -115,8 +115,8 @@ def run_batch(
                 attempts[cell.name] += 1
                 if outcome.state == "lost":
                     reached = read_progress(cell.run_dir).get("round", 0)
-                    times, began = losses.get(cell.name, (0, reached))
-                    losses[cell.name] = times, began = (times + 1, began) if reached == began else (1, reached)
+                    times, began = losses.get(cell.name, (0, view.begun[cell.name].get("round", 0)))
+                    losses[cell.name] = times, began = (times + 1, began) if reached == began else (0, reached)
                     if times <= retries:
                         view.say(f"{cell.name}: {outcome.error}; it goes on after round {reached}")
                         pool.submit(cell, threads)

@@ -87,6 +87,8 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
             pool.restore(load_arrays(segment) for segment in segments)
             pool.labels = content.pop("labels")
             _drop_segments(run_dir, pool.n_steps)
+            for passed_over in manifests[: manifests.index(manifest)]:
+                passed_over.unlink()  # the hashes in it are not to be trusted
             return safetensors.torch.load_file(weights), content
         message = f"checkpoint {manifest.stem} of {run_dir} is damaged ({', '.join(damaged)}); taking the one before."
         warnings.warn(message, stacklevel=2)

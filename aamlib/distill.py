@@ -44,7 +44,7 @@ from aamlib.replay import FramePool
 from aamlib.runs import COUNTERS, EVALUATIONS, METRICS, Run
 from aamlib.scoring import rough_trunk, score_pool, way_to_compute
 from aamlib.starts import check_hashes, read_starts, record_start
-from aamlib.trunks import Int8Trunk, Trunk, packed_trunk
+from aamlib.trunks import Trunk, packed_trunk
 
 
 def distill(config: ExperimentConfig, run_dir: str | Path, *, expert: nn.Module | None = None) -> Run:
@@ -171,7 +171,7 @@ class Distillation:
             row["score"] = self.evaluate()
         self.record(row)
 
-    def rough_trunk(self) -> Int8Trunk | None:
+    def rough_trunk(self) -> Trunk | None:
         """What stands in for the student's trunk until its weights change, where a run may compute roughly."""
         return rough_trunk(self.student, self.pool, self.generator("calibration")) if self.use_int8 else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,6 +52,19 @@ def as_blocks(states: States) -> UInt8[Tensor, "N 16 D 21 21"]:
     if states.dtype != torch.uint8 or states.dim() != 5 or states[:, :, : STACK_SHAPE[0]].shape[1:] != BLOCKS_SHAPE:
         raise ValueError(f"states are {states.dtype} {tuple(states.shape)}; give uint8 stacks (N, 4, 84, 84).")
     return states
+
+
+def begins_empty(states: States) -> Bool[Tensor, " N"]:
+    """Whether the oldest frame of each state is empty, as at a game's start.
+
+    Of blocks with more frames than one state's, which have none of before a game, no state's is.
+    """
+    if states.shape[1:] == STACK_SHAPE:
+        return states[:, 0].flatten(1).any(dim=1).logical_not()
+    n_states = len(states) * (states.shape[2] - STACK_SHAPE[0] + 1)
+    if n_states > len(states):
+        return torch.zeros(n_states, dtype=torch.bool)
+    return states[:, :, 0].flatten(1).any(dim=1).logical_not()
 
 
 class PixelConv2d(nn.Conv2d):

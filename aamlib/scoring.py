@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from aamlib.acquisition import ACQUISITIONS, find_acquisition, scores_of
 from aamlib.config import ExperimentConfig
-from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, States
+from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, States, begins_empty
 from aamlib.precision import bfloat16_works, fastest_precision, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.trunks import Int8Trunk, Int16Trunk, Trunk, int8_is_fast, int8_works, int16_is_fast, packed_trunk
@@ -40,16 +40,34 @@ def way_to_compute(config: ExperimentConfig, starts: list[dict[str, Any]]) -> tu
     return precision, starts[0].get("int8", False) and int8_works(config.device)
 
 
-def rough_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generator) -> Int8Trunk | None:
-    """The student's trunk in eight-bit products, its weights as they are now; None for a pool below `ROUGH_FROM`."""
-    return None if len(pool) < ROUGH_FROM else Int8Trunk(student, _sample(pool, _CALIBRATION, generator))
+def rough_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generator) -> Trunk | None:
+    """The student's trunk in eight-bit products, its weights as they are now; None for a pool below `ROUGH_FROM`.
+
+    States at games' starts go through its own. Their empty frames are like no others: where bytes have room for what
+    they bring about, too little of it is left for all other states.
+    """
+    if len(pool) < ROUGH_FROM:
+        return None
+    others, _ = _sample(pool, _CALIBRATION, generator)
+    int8 = Int8Trunk(student, pool.read_blocks(others))
+
+    def trunk(states: States) -> Float[Tensor, "N F"]:
+        features = int8(states)
+        if (at_start := begins_empty(states)).any():
+            features[at_start] = student.trunk(states[at_start]).float()
+        return features
+
+    return trunk
 
 
-def _sample(pool: FramePool, n_states: int, generator: torch.Generator) -> UInt8[Tensor, "N 16 4 21 21"]:
-    """Some of the pool's states, and some from games' starts: few in a pool, but unlike all others."""
+def _sample(
+    pool: FramePool, n_states: int, generator: torch.Generator
+) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " M"]]:
+    """Ids of some of the pool's states, and of a few at games' starts."""
     ids = pool.ids()
     shuffled = ids[torch.randperm(len(ids), generator=generator)]
-    return pool.read_blocks(torch.cat([shuffled[:n_states], shuffled[pool.at_start(shuffled)][:_STARTS]]))
+    at_start = pool.at_start(shuffled)
+    return shuffled[~at_start][:n_states], shuffled[at_start][:_STARTS]
 
 
 def near_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generator, device: str) -> Trunk:
@@ -57,7 +75,7 @@ def near_trunk(student: MCDropoutDQN, pool: FramePool, generator: torch.Generato
     if not int16_is_fast(device):
         with reduced_precision("float32", device):
             return packed_trunk(student)
-    return Int16Trunk(student, _sample(pool, _NEAR_CALIBRATION, generator))
+    return Int16Trunk(student, pool.read_blocks(torch.cat(_sample(pool, _NEAR_CALIBRATION, generator))))
 
 
 def score_pool(
@@ -95,8 +113,8 @@ def score_pool(
             states = pool.read_steps(first_step, first_step := first_step + len(kept))
             kept.copy_(score(states, trunk).unflatten(0, (pool.n_envs, -1)).T)
         scores = scores.flatten()
-        at_start = torch.nonzero(pool.at_start(ids)).flatten()
-        scores[at_start] = score_some(at_start, trunk)
+        if len(at_start := torch.nonzero(pool.at_start(ids)).flatten()):
+            scores[at_start] = score_some(at_start, trunk)
         return scores
 
     if rough is None:

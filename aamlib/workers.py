@@ -103,7 +103,9 @@ def _execute(cell: Cell, threads: int, batch: str) -> Outcome:
 
     class Kernel(AsyncKernelManager):
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-            if os.name == "posix":  # of kernels that start at once, two may choose the same TCP port, and wait in vain
+            # Of kernels that start at once, two may choose the same TCP port, and wait in vain. But a socket's path has
+            # at most 107 bytes, or fewer.
+            if os.name == "posix" and len(os.fsencode(sockets.name)) < 80:
                 self.transport, self.connection_file = "ipc", f"{sockets.name}/kernel.json"
             await super().start_kernel(**options, env=environment)
             _active[batch, cell.run_dir] = self.provisioner.process  # type: ignore[union-attr]

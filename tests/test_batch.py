@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from synthetic import write_run
 import aamlib
 from aamlib import batch, files, workers
 from aamlib.batch import run_batch
-from aamlib.files import lock_run
+from aamlib.files import lock_run, write_json
 from aamlib.grids import plan
 from aamlib.workers import Outcome, is_done, read_progress, run_cell
 
@@ -159,6 +160,28 @@ def test_killed_kernels_resume_errors_are_named_and_done_cells_are_skipped(cells
     again = run_batch(grid, tmp_path / "out", side_by_side=3, retries=0)
     assert again["attempts"].to_dict() == {name: int(state == "failed") for name, state in states.items()}
     assert again["state"].to_dict() == states
+
+
+@pytest.mark.parametrize(
+    ("reached", "retries"), [([0, 0, 0], 2), ([5, 5, 5, 5], 2), ([0, 0, 3, 3, 3, 3], 2), ([2, 4, 4], 0)]
+)
+def test_an_attempt_that_completes_a_round_costs_no_retry(cells, tmp_path, monkeypatch, reached, retries):
+    rounds = iter(reached)  # at the end of each attempt
+
+    def execute(cell, threads, _batch):
+        write_json(cell.run_dir / "progress.json", {"status": "running", "round": next(rounds)})
+        return Outcome("lost", "its kernel died")
+
+    monkeypatch.setattr(workers, "_execute", execute)
+    summary = run_batch(cells(acquisition=["bald"]), tmp_path / "out", retries=retries)
+    assert summary["attempts"].item() == len(reached)
+    assert summary["error"].item() == f"its kernel died; lost {retries + 1} times without completing a round"
+
+
+def test_where_temporary_paths_are_too_long_for_sockets_kernels_start_too(cells, tmp_path, monkeypatch):
+    (long := tmp_path / (80 * "t")).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert run_batch(cells(acquisition=["bald"]), tmp_path / "out")["state"].tolist() == ["done"]
 
 
 @pytest.mark.parametrize("mark", ["null", "[]", "3", "{"])

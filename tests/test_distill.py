@@ -377,6 +377,16 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(interrupt
     assert run.metrics["resumed"].tolist() == [0, 0, 0, 1, 0]
 
 
+def test_a_damaged_hash_is_not_handed_on_to_later_checkpoints(interrupted, tiny):
+    before, newest = (interrupted.dir / "checkpoints" / f"00000{number}.json" for number in (2, 3))
+    segment = max(name for name in json.loads(before.read_text()) if name.startswith("pool/"))
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {segment: "0" * 64}))
+    with pytest.warns(UserWarning, match="checkpoint 000003 .* damaged"):
+        aamlib.distill(tiny, interrupted.dir)
+    longer = dataclasses.replace(tiny, total_steps=2 * tiny.total_steps)
+    assert_every_round_once(aamlib.distill(longer, interrupted.dir), longer, rounds=9)
+
+
 def test_frames_damaged_before_a_later_save_are_still_found(tiny, tmp_path, monkeypatch):
     run_dir, train = tmp_path / "run", Distillation.train
 

@@ -10,6 +10,7 @@ from aamlib.networks import (
     MCDropoutDQN,
     NatureDQN,
     as_blocks,
+    begins_empty,
     depth_to_space,
     series_of,
     space_to_depth,
@@ -170,3 +171,11 @@ def test_without_dropout_all_samples_are_the_forward_pass(states):
     student = MCDropoutDQN(6, dropout=0.0)
     expected = student(states)[:, None].expand(-1, 3, -1)
     torch.testing.assert_close(student.q_samples(states, 3), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_states_that_begin_with_an_empty_frame_are_known_in_either_form(states):
+    states[1, 0] = states[3] = 0
+    states[4, 1:] = 0
+    for form in (states, as_blocks(states), series_of(space_to_depth(states))):
+        assert begins_empty(form).tolist() == [False, True, False, True, False]
+    assert begins_empty(torch.zeros(2, 16, 8, 21, 21, dtype=torch.uint8)).tolist() == 10 * [False]
