@@ -122,6 +122,8 @@ def test_ends_on_breakout(curves, readme, findings):
     assert f"its runs end at scores of {entropy.min():.0f} to {entropy.max():.0f}, all others at 190 and more" in readme
     assert f"its five runs end at {entropy.min():.0f} to {entropy.max():.0f}" in findings
     assert others.min() >= 190
+    ends = at_end(of(curves, "breakout", 0.1)).set_index("acquisition")["smoothed"]
+    assert f"On 10 % they end at {ends['entropy'].min():.0f} to {ends['entropy'].max():.0f}" in findings
     for share, above in ((0.05, "BALD's end higher"), (0.1, "at the end the two are level")):
         ends = at_end(of(curves, "breakout", share)).set_index("acquisition")["smoothed"]
         means = [f"{comparison.iqm(ends[name]):.0f}" for name in ("bald", "random")]
