@@ -22,7 +22,7 @@ from aamlib.replay import FramePool
 from aamlib.trunks import Int8Trunk, Int16Trunk, Trunk, int8_is_fast, int8_works, int16_is_fast, packed_trunk
 
 ROUGH_FROM = 10_000  # states: in a smaller pool, the samples are too large a share
-_CALIBRATION, _NEAR_CALIBRATION, _STARTS = 512, 128, 8  # states
+_CALIBRATION, _NEAR_CALIBRATION, _STARTS = 256, 128, 8  # states; with more, errors are no smaller
 _NEAREST = 1_000
 _ROUGH_BATCH = 1024  # states per pass: four times as many bytes as so many floats
 
