@@ -2,7 +2,7 @@
 
 Preprocessing is the usual one (Machado et al. 2018, without sticky actions): frame-skip 4 with max-pooling over the
 last two frames, 84×84 grey, stacks of 4 frames, up to 30 no-ops and FIRE, where the game has it, at a game's start, at
-most 108,000 emulator frames a game. One agent step is 4 emulator frames.
+most 108,000 emulator frames a game (Hessel et al. 2018). One agent step is 4 emulator frames.
 """
 
 from __future__ import annotations
@@ -221,7 +221,8 @@ def evaluate(
     Raises
     ------
     ConfigError
-        Unknown game, no episodes, an epsilon outside of [0, 1], or a policy of another number of actions.
+        Unknown game, no episodes, an epsilon outside of [0, 1], or a policy of another number of actions, or whose
+        Q-values are not finite.
     """
     if episodes < 1 or not 0 <= epsilon <= 1:
         raise ConfigError(
@@ -229,6 +230,10 @@ def evaluate(
         )
     scores = np.zeros(episodes)
     for step in play(policy, game, episodes, epsilon, seed, max_frames=max_frames, device=device):
+        if not step.q_values.isfinite().all():
+            raise ConfigError(
+                "the policy's Q-values are not finite: its weights are damaged, or its training diverged."
+            )
         scores[step.games] += step.rewards
     return scores
 

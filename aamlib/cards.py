@@ -48,7 +48,9 @@ def read_card(name: str | Path) -> dict[str, Any]:
 def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
     """A card after those of the weights that its training started from, oldest first."""
     before = card.get("started_from")
-    return [*(stages(before) if before is not None else []), card]  # {}: of weights without a card
+    if before is None:
+        return [card]
+    return [*stages(before if isinstance(before, dict) else {}), card]  # {}: of weights without a card
 
 
 def _cards(folder: Path) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from ale_py import roms
 RECORDED_PER_RUN = 170_000  # queried, and as many random, states: about 19 MB; 50 a round of the study's with frames
 MAX_SEED = 2**63 - 1  # torch's are of 64 bits
 FOR_TWO = {"combat", "joust", "maze_craze", "warlords"}  # games with which ale-py ends the process
-MAX_GAME_FRAMES = 108_000  # half an hour of the console's, as is usual (Machado et al. 2018)
+MAX_GAME_FRAMES = 108_000  # half an hour of the console's, as is usual (Hessel et al. 2018, arXiv:1710.02298)
 
 _C = TypeVar("_C", bound="Config")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import numbers
 import operator
 import zipfile
@@ -30,6 +31,7 @@ from aamlib.precision import reduced_precision
 
 EXPERTS_DIR = DATA_DIR / "experts"
 _FORMAT = "aamlib-expert-1"
+_NATURE_CNN = "<class 'stable_baselines3.common.torch_layers.NatureCNN'>"
 # The five layers of a Nature-DQN under our names, and the shapes of their weights, by which others' are known. None:
 # the number of frames, which is checked later, and that of actions.
 _LAYERS = {
@@ -63,13 +65,14 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
     path = weights_path(path)
     check_fits(network, card["game"], str(path))
     for name in ("score_mean", "random_score_mean"):
-        if not isinstance(card.get(name, 0.0), numbers.Real):
+        if not isinstance(score := card.get(name, 0.0), numbers.Real) or not math.isfinite(score):
             raise ExpertError(f"the card has {name} = {card[name]!r}; give a number, or leave it out.")
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     content = safetensors.torch.save(weights, {"format": _FORMAT, "game": card["game"]})
     hashes = {"sha256": hashlib.sha256(content).hexdigest(), "weights_sha256": fingerprint(network)}
     try:  # NumPy's arrays and numbers as lists and numbers
-        card_text = json.dumps({**card, **hashes}, indent=2, default=operator.methodcaller("tolist")) + "\n"
+        to_lists = operator.methodcaller("tolist")
+        card_text = json.dumps({**card, **hashes}, indent=2, default=to_lists, allow_nan=False) + "\n"
     except (AttributeError, TypeError, ValueError) as error:
         raise ExpertError(
             f"the card cannot be written ({error}); give numbers, text, lists and dicts alone."
@@ -178,12 +181,16 @@ def _by_shape(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
 def _read_zip(path: Path) -> dict[str, Tensor]:
     """The layers, under our names, of a DQN in a zip of Stable-Baselines3, or in a `state_dict` that torch saved.
 
-    Of Stable-Baselines3's files only policy.pth is opened; `data` holds pickles.
+    Of Stable-Baselines3's files only policy.pth is loaded; `data`, as text in which pickles stay what they are, tells
+    of layers that look like a Nature-DQN's and are others.
     """
+    data = b"{}"
     try:
         with zipfile.ZipFile(path) as archive:
             is_sb3 = "policy.pth" in archive.namelist()
             saved = load_weights_only(io.BytesIO(archive.read("policy.pth")) if is_sb3 else path)
+            if is_sb3 and "data" in archive.namelist():
+                data = archive.read("data")
     except Exception as error:  # zipfile, too, raises nearly anything for a damaged one
         raise ExpertError(
             f"{path} is no readable zip of Stable-Baselines3, nor a state_dict that torch saved ({first_line(error)}). "
@@ -193,7 +200,24 @@ def _read_zip(path: Path) -> dict[str, Tensor]:
     found = _by_shape({name: tensor for name, tensor in weights.items() if name.startswith("q_net.") or not is_sb3})
     if found is None:
         raise _another_kind(path, saved)
+    if differs := _unlike_nature_cnn(data):
+        raise ExpertError(
+            f"{path} has {differs}, so that with its weights a Nature-DQN would be another network; distil it from "
+            "Python as a module."
+        )
     return found
+
+
+def _unlike_nature_cnn(data: bytes) -> str:
+    """In what a DQN of Stable-Baselines3 differs from one with NatureCNN, by its `data`; "" if in nothing."""
+    try:
+        policy = dict(json.loads(data)["policy_kwargs"])
+    except (KeyError, TypeError, ValueError):  # of a version that kept it elsewhere
+        return ""
+    if str(policy.get("normalize_images")) == "False":
+        return "normalize_images = False"
+    extractor = str(policy.get("features_extractor_class", _NATURE_CNN))
+    return "" if extractor == _NATURE_CNN else f"the features extractor {extractor}"
 
 
 def _another_kind(path: Path, content: Iterable[str]) -> ExpertError:

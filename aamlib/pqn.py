@@ -2,7 +2,7 @@
 
 No replay buffer and no target network: many environments side by side, Q(lambda) returns, normalised layers.
 Departures from the paper: Adam with a linear warm-up instead of RAdam (fused on the CPU), normalisation per channel
-(see `NatureDQN`), and the expert is a moving average of the weights.
+(see `NatureDQN`), a head that begins with zeros, and the expert is a moving average of the weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
-from aamlib.config import MAX_SEED, Config, check_device, check_game, first_line, setting
-from aamlib.experts import ExpertError, check_fits, load_expert
+from aamlib.config import MAX_SEED, Config, ConfigError, check_device, check_game, first_line, setting
+from aamlib.experts import ExpertError, check_fits, fingerprint, load_expert
 from aamlib.files import RunFolderError, lock_run, read_torch, write_csv, write_json, write_torch
 from aamlib.networks import STACK_SHAPE, NatureDQN
 from aamlib.precision import bfloat16_works, clear_moments, fastest_precision, reduced_precision
@@ -59,6 +59,11 @@ class PQNConfig(Config):
         super().__post_init__()
         check_game(self.game)
         object.__setattr__(self, "device", check_device(self.device))
+        if self.total_steps <= self.rollout_size:
+            raise ConfigError(
+                f"total_steps = {self.total_steps} is no more than one rollout, of n_envs · rollout_steps = "
+                f"{self.rollout_size}, from which nothing is learned: the rate is then 0; give more."
+            )
 
     @property
     def rollout_size(self) -> int:
@@ -97,8 +102,11 @@ class Training:
         torch.manual_seed(config.seed)
         self.precision = fastest_precision(config.device) if config.precision == "auto" else config.precision
         self.network = NatureDQN(n_actions(config.game), normalise=True).to(config.device)
+        self.started_from = ""
         if config.start_from is not None:
-            self.start_from(load_expert(config.start_from))
+            expert = load_expert(config.start_from)
+            self.start_from(expert)
+            self.started_from = fingerprint(expert)
         else:  # a maximum over random Q-values would start the returns far too high
             nn.init.zeros_(self.network.head.weight)
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
@@ -214,7 +222,7 @@ class Training:
 
     def save(self) -> None:
         """Write the checkpoint and the learning curve."""
-        content = {name: getattr(self, name) for name in ("step", "seconds", "curve", "precision")}
+        content = {name: getattr(self, name) for name in ("step", "seconds", "curve", "precision", "started_from")}
         for name in ("network", "average", "optimiser"):
             content[name] = getattr(self, name).state_dict()
         write_torch(self.checkpoint, {**content, "random_state": torch.get_rng_state()})
@@ -233,6 +241,11 @@ class Training:
             raise RunFolderError(
                 f"{self.checkpoint} is no checkpoint of this training ({first_line(error)}); remove it to start again."
             ) from error
+        if saved.get("started_from", self.started_from) != self.started_from:
+            raise RunFolderError(
+                f"{self.checkpoint.parent} was begun from other weights than {self.config.start_from} has now; put "
+                "those back, or choose another folder."
+            )
         if bfloat16_works(self.config.device):  # else it goes on as this machine can
             self.precision = saved.get("precision", self.precision)
 

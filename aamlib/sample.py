@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 
 from aamlib.config import ExperimentConfig, preset
 from aamlib.distill import distill
@@ -21,13 +23,18 @@ def main() -> int:
     expert = load_expert("pong")
     game = record_game(expert, "pong")
     arrays = {name: getattr(game, name) for name in ("frames", "q_values", "actions", "rewards")}
-    save_arrays(sample_game_path(expert, "pong"), arrays)
-    for acquisition in ("bald", "entropy"):
-        settings = {**preset("quick"), "total_steps": 80_000, "acquisition": acquisition}
-        run = distill(ExperimentConfig(**settings), DATA_DIR / "runs" / f"sample-{acquisition}")
-        if run.status not in ENDED:
-            return 130
-        publish(run, DATA_DIR / "sample" / f"pong-{acquisition}", selections=6, student=acquisition == "bald")
+    with tempfile.TemporaryDirectory() as folder:  # a run that was finished by older code would not be made again
+        for acquisition in ("bald", "entropy"):
+            settings = {**preset("quick"), "total_steps": 80_000, "acquisition": acquisition}
+            run = distill(ExperimentConfig(**settings), Path(folder) / acquisition)
+            if run.status not in ENDED:
+                return 130
+            publish(run, DATA_DIR / "sample" / f"pong-{acquisition}", selections=6, student=acquisition == "bald")
+    path = sample_game_path(expert, "pong")
+    save_arrays(path, arrays)
+    for other in path.parent.glob("*.zst"):  # of an earlier expert
+        if other != path:
+            other.unlink()
     return 0
 
 

@@ -195,6 +195,11 @@ def test_policy_with_another_number_of_actions_is_refused(actions):
         evaluate(lambda states: torch.zeros(len(states), actions), "pong", 2)
 
 
+def test_policy_whose_training_diverged_has_no_score():
+    with pytest.raises(ConfigError, match="Q-values are not finite: its weights are damaged, or its training diverged"):
+        evaluate(lambda states: torch.full((len(states), 6), torch.nan), "pong", 2)
+
+
 @pytest.mark.parametrize("game", ["pong", "breakout"])
 def test_each_step_pushes_one_new_frame_onto_the_stack(game):
     envs = make_envs(game, 3)

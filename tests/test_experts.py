@@ -21,6 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
 import aamlib
@@ -267,6 +268,8 @@ def test_weights_that_would_not_be_known_again_are_not_written(tmp_path, network
     [
         ({"curve": object()}, "the card cannot be written .* give numbers, text, lists and dicts"),
         ({"score_mean": "high"}, "the card has score_mean = 'high'; give a number, or leave it out"),
+        ({"random_score_mean": float("nan")}, "the card has random_score_mean = nan; give a number, or leave it out"),
+        ({"curve": [{"loss": float("nan")}]}, "the card cannot be written .* give numbers, text, lists and dicts"),
         (
             {"game": "freeway"},
             r"the expert \(.*expert\.safetensors\) has 6 actions, but freeway has 3; give an expert of this game",
@@ -357,6 +360,32 @@ def test_hostile_pickles_in_a_zip_are_never_executed(sb3_zip, tmp_path):
         message = refusal(rewrite(sb3_zip[1], tmp_path / f"{name}.zip", policy=policy))
         assert "othing in it was executed" in message
     assert not (tmp_path / "sprung").exists()
+
+
+class Slow(NatureCNN):
+    """Layers of the same shapes, with another activation between them."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.cnn[1] = torch.nn.ELU()
+
+
+@pytest.mark.parametrize(
+    ("policy", "differs"),
+    [
+        ({"normalize_images": False}, "normalize_images = False"),
+        ({"normalize_images": False, "activation_fn": torch.nn.ReLU}, "normalize_images = False"),
+        ({"features_extractor_class": Slow, "net_arch": []}, "the features extractor <class 'test_experts.Slow'>"),
+        ({"features_extractor_class": NatureCNN, "activation_fn": torch.nn.ReLU}, None),
+    ],
+)
+def test_a_zip_whose_layers_are_other_than_they_look_is_refused(tmp_path, policy, differs):
+    path = tmp_path / "dqn.zip"
+    DQN("CnnPolicy", Screens(), policy_kwargs=policy, buffer_size=1, device="cpu").save(path)
+    if differs is None:
+        assert load_expert(path).n_actions == 6
+    else:
+        assert f"has {differs}, so that with its weights a Nature-DQN would be another network" in refusal(path)
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.999])
@@ -564,7 +593,7 @@ def test_the_readme_has_commands_that_train_an_expert_stage_by_stage(tmp_path):
         assert set(stage) <= allowed
 
 
-@pytest.mark.parametrize("missing", ["settings", "agent_steps", None])
+@pytest.mark.parametrize("missing", ["settings", "agent_steps", {}, "a name alone"])
 def test_the_table_leaves_out_an_expert_that_went_on_from_an_unknown_training(tmp_path, missing):
     folder = tmp_path / "experts"
     folder.mkdir()
@@ -572,10 +601,10 @@ def test_the_table_leaves_out_an_expert_that_went_on_from_an_unknown_training(tm
         shutil.copy(EXPERTS_DIR / name, folder)
     assert len(aamlib.cards.card_table(folder)) == 1
     card = aamlib.read_card(folder / "breakout.safetensors")
-    if missing:
+    if isinstance(missing, str) and missing in card["started_from"]:
         del card["started_from"][missing]
     else:
-        card["started_from"] = {}  # of weights without a card
+        card["started_from"] = missing
     (folder / "breakout.json").write_text(json.dumps(card))
     assert aamlib.cards.card_table(folder).set_index("expert").empty
     assert aamlib.cards.commands("breakout", card) == []

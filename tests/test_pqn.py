@@ -95,11 +95,25 @@ def test_the_same_seed_trains_the_same_expert_and_a_start_is_taken_up(small, tra
 
 
 @pytest.mark.slow
+def test_a_training_goes_on_only_from_the_weights_that_it_was_begun_with(small, tmp_path):
+    def save(seed):
+        torch.manual_seed(seed)
+        return aamlib.save_expert(tmp_path / "s.safetensors", aamlib.NatureDQN(6, normalise=True), {"game": "pong"})
+
+    config = dataclasses.replace(small, start_from=str(save(1)))
+    Training(config, tmp_path).save()
+    Training(config, tmp_path)
+    save(2)
+    with pytest.raises(aamlib.RunFolderError, match="was begun from other weights than .* has now; put those back"):
+        Training(config, tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("works", [True, False])
 def test_a_training_goes_on_in_the_precision_that_it_began_with_where_that_is_to_be_had(
     small, tmp_path, monkeypatch, works
 ):
-    config = dataclasses.replace(small, precision="auto", total_steps=128)
+    config = dataclasses.replace(small, precision="auto", total_steps=256)
     monkeypatch.setattr(pqn, "bfloat16_works", lambda device: works)
     monkeypatch.setattr(pqn, "fastest_precision", lambda device: "bfloat16")
     Training(config, tmp_path).save()
@@ -124,6 +138,8 @@ def test_another_configuration_or_a_damaged_checkpoint_is_refused(small, trained
     assert not (tmp_path / "new" / "config.json").exists(), "the folder is free for the call that was meant"
     with pytest.raises(aamlib.ConfigError, match="unknown game 'pongg'; did you mean 'pong'"):
         dataclasses.replace(small, game="pongg")
+    with pytest.raises(aamlib.ConfigError, match="total_steps = 128 is no more than one rollout, .* = 128, from which"):
+        dataclasses.replace(small, total_steps=128)
     config = (folder / "config.json").read_bytes()
     (folder / "config.json").unlink()
     with pytest.raises(aamlib.RunFolderError, match=r"holds checkpoints, but no config\.json"):
