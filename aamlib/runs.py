@@ -202,7 +202,7 @@ class Run:
         `recorded_stacks` of each kind frames (uint8 (4, 84, 84)) and q_samples (float32 (T, A)); None for the rest.
         Raises RunFolderError if the round recorded none, or it cannot be read.
         """
-        path = self.dir / "selections" / f"{number:0>6}.parquet"  # whatever it is
+        path = self.dir / "selections" / f"{number:0>6}.parquet"  # what is no whole number has no file, either
         if not path.exists():
             more = ", ..." if len(self.recorded) > 20 else ""
             known = f"those of {', '.join(map(str, self.recorded[:20]))}{more}" if self.recorded else "none"

@@ -103,8 +103,8 @@ def _execute(cell: Cell, threads: int, batch: str) -> Outcome:
 
     class Kernel(AsyncKernelManager):
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-            # Of kernels that start at once, two may choose the same TCP port, and wait in vain. But a socket's path has
-            # at most 107 bytes, or fewer.
+            # Of kernels that start at once, two may choose the same TCP port, and wait in vain. But a socket's path
+            # must be short: 107 bytes on Linux.
             if os.name == "posix" and len(os.fsencode(sockets.name)) < 80:
                 self.transport, self.connection_file = "ipc", f"{sockets.name}/kernel.json"
             await super().start_kernel(**options, env=environment)
