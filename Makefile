@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+READY_TO_TEST := $(VENV)/ready-to-test
 
 GAME ?= pong
 ACQUISITION ?= bald
@@ -27,7 +28,7 @@ batch: $(READY)  ## Run the grid notebooks/grids/$(GRID).toml and compare its ru
 	$(if $(findstring --dry-run,$(ARGS)),,$(BIN)/papermill notebooks/04_compare_runs.ipynb "$(BATCH)/compare.ipynb" \
 		-k python3 --no-progress-bar -p runs "$(BATCH)" -p figures "$(BATCH)/figures")
 
-test: $(READY) check  ## All checks and tests
+test: $(READY_TO_TEST) check  ## All checks and tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0
 
 lab: $(READY)  ## Open the notebooks in JupyterLab; ARGS: its options, such as --allow-root
@@ -54,17 +55,17 @@ figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables 
 	$(BIN)/papermill notebooks/06_uncertain_frames.ipynb data/runs/frames.ipynb -k python3 --no-progress-bar \
 		--stdout-file - -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs "$(CURDIR)/plots"
 
-bench: $(READY)  ## Measure speed against the machine's limits; nothing else should be busy
+bench: $(READY_TO_TEST)  ## Measure speed against the machine's limits; nothing else should be busy
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/08_benchmark.ipynb data/runs/benchmark.ipynb -k python3 --no-progress-bar \
 		--stdout-file - --stderr-file - -p readme "$(CURDIR)/data/results/speed.md"
 
-check: $(READY)
+check: $(READY_TO_TEST)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(READY_TO_TEST)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -74,5 +75,9 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(READY_TO_TEST): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	@touch $@

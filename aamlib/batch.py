@@ -24,7 +24,7 @@ from IPython.display import display
 from tqdm import tqdm
 
 from aamlib.acquisition import source_hash
-from aamlib.config import Config, ConfigError, preset, setting
+from aamlib.config import Config, ConfigError, available_device, preset, setting
 from aamlib.costs import describe_total, estimate
 from aamlib.experts import ExpertError, fingerprint, load_expert
 from aamlib.files import RunFolderError
@@ -87,6 +87,9 @@ def run_batch(
     side_by_side, threads, retries = _Numbers(side_by_side, threads, retries).asdict().values()
     if elsewhere := [cell for cell in cells if cell.run_dir.parent != Path(out).expanduser().absolute()]:
         raise ConfigError(f"{elsewhere[0].name} was planned in {elsewhere[0].run_dir.parent}, not in {out}; give that.")
+    if not scheduler:  # whose workers may have others
+        for device in {cell.config.device for cell in cells}:
+            available_device(device)
     unfinished = {cell.name: cell for cell in cells if not is_done(cell)}
     for cell in unfinished.values():
         check_settings(cell.run_dir, cell.config.asdict())

@@ -348,15 +348,12 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
         table[[f"{name}_min", f"{name}_max"]] = by_function[name].agg(["min", "max"])
         table[f"{name}_noise"] = by_function[f"{name}_noise"].agg(_noise)
     for threshold in stats.THRESHOLDS:
-        name = f"{threshold * 100:g}"
+        name, at = f"{threshold * 100:g}", reached[reached["threshold"] == threshold]
         for count, x in (("labels", "labels_used"), ("unique", "unique_labels")):
-            at = reached[(reached["threshold"] == threshold) & (reached["x"] == x)].groupby(TREATMENT)
-            middle = at[["after", "by"]].apply(
-                lambda ends: ends.sort_values(["by", "after"]).iloc[(len(ends) - 1) // 2]
-            )
-            table[[f"{count}_after_{name}", f"{count}_to_{name}"]] = middle
-        # as many seeds for labels as for different states
-        table[f"reached_{name}"] = at["by"].agg(lambda labels: int(np.isfinite(labels).sum()))
+            ends = at[at["x"] == x].groupby(TREATMENT)[["after", "by"]]
+            table[[f"{count}_after_{name}", f"{count}_to_{name}"]] = ends.apply(_middle)
+        finite = np.isfinite(at.loc[at["x"] == "labels_used"].set_index(TREATMENT)["by"])
+        table[f"reached_{name}"] = finite.groupby(TREATMENT).sum()
     return table.reset_index()
 
 
@@ -364,6 +361,11 @@ def iqm(values: pd.Series) -> float:
     """The interquartile mean of a column's known values, `stats.iqm`; NaN without any."""
     known = values.dropna().to_numpy(float)
     return float(stats.iqm(known)) if len(known) else np.nan
+
+
+def _middle(ends: pd.DataFrame) -> pd.Series:
+    """The interval by whose end half of the seeds, or more, had reached a threshold."""
+    return ends.sort_values(["by", "after"]).iloc[(len(ends) - 1) // 2]
 
 
 def _noise(of_runs: pd.Series) -> float:

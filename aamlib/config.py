@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import numpy as np
 import torch
 from ale_py import roms
 
@@ -53,15 +54,24 @@ def check_game(game: str) -> str:
 
 
 def check_device(device: str) -> str:
-    """Return `device` if torch can compute on it here, for "auto" the fastest kind; raise ConfigError otherwise."""
+    """Return `device` if it is "auto" or names a device for which we compute, here or elsewhere; else ConfigError."""
+    try:
+        kind = "cpu" if device == "auto" else torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is unknown; give 'cpu', 'cuda' or 'auto'.") from error
+    if kind not in ("cpu", "cuda"):  # Apple's knows no numbers of 16 bytes, by which frames are put in order
+        raise ConfigError(f"device {device!r} is not made use of; give 'cpu', 'cuda' or 'auto'.")
+    return device
+
+
+def available_device(device: str) -> str:
+    """Return `device` if torch can compute on it here, for "auto" the fastest; raise ConfigError otherwise."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.empty(0, device=device).device.type
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise ConfigError(f"device {device!r} cannot be used here ({first_line(error)}); try 'cpu'.") from error
-    if kind not in ("cpu", "cuda"):  # Apple's knows no numbers of 16 bytes, by which frames are put in order
-        raise ConfigError(f"device {device!r} is not made use of; give 'cpu' or 'cuda'.")
     return device
 
 
@@ -158,6 +168,8 @@ def _assigned_names(source: str) -> list[str]:
 def _of_type(name: str, value: Any, hint: Any) -> Any:
     """`value` as the hinted type; whole floats pass as int, since papermill turns "1e6" into a float."""
     kinds = get_args(hint) or (hint,)
+    if isinstance(value, np.generic):  # as from np.arange
+        value = value.item()
     if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
@@ -246,7 +258,7 @@ class ExperimentConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_game(self.game)
-        object.__setattr__(self, "device", check_device(self.device))
+        check_device(self.device)
         for name in ("pool_size", "round_steps", "warmup_steps"):
             if (value := getattr(self, name)) % self.n_envs:
                 near = max(0 if name == "warmup_steps" else 1, round(value / self.n_envs)) * self.n_envs

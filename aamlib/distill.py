@@ -13,6 +13,7 @@ and scores far from the cut, may be rough (see `scoring`); the bundled experts a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -34,7 +35,7 @@ from aamlib import runs
 from aamlib.acquisition import check_acquisition, choose, source_hash
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs
 from aamlib.checkpoints import drop_checkpoints, load_checkpoint, save_checkpoint
-from aamlib.config import ExperimentConfig
+from aamlib.config import ExperimentConfig, available_device
 from aamlib.diagnosis import load_probes, probe_metrics, record_selection
 from aamlib.experts import ExpertError, check_fits, expert_path, fingerprint, label, load_expert
 from aamlib.files import RunFolderError, drop_temporary, lock_run, write_csv, write_json
@@ -76,6 +77,7 @@ class Distillation:
     """The state of a run, and its rounds."""
 
     def __init__(self, config: ExperimentConfig, run_dir: str | Path, expert: nn.Module | None = None) -> None:
+        config = dataclasses.replace(config, device=available_device(config.device))
         self.config, self.run_dir = config, Path(run_dir).expanduser().absolute()
         if expert is None:
             path = expert_path(config.expert or config.game)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from aamlib.atari import n_actions
 from aamlib.config import first_line, nearest, playable_games
 from aamlib.files import DATA_DIR, load_weights_only, write_bytes
-from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, NatureDQN, States
+from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, MCDropoutDQN, NatureDQN, States
 from aamlib.precision import reduced_precision
 
 EXPERTS_DIR = DATA_DIR / "experts"
@@ -55,7 +55,7 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
     ConfigError for an unknown game, and ExpertError for a card without one or with scores that are no numbers, for
     another number of actions than the game's, and for another kind of module or ending, which could not be read back.
     """
-    if not isinstance(network, NatureDQN):
+    if type(network) not in (NatureDQN, MCDropoutDQN):  # one derived from them may compute otherwise
         raise ExpertError(
             f"a {type(network).__name__} cannot be saved as an expert, only a NatureDQN; give the module itself to "
             "distill."

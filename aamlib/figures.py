@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
@@ -86,23 +87,23 @@ def strip(stack: np.ndarray) -> np.ndarray:
 
 def softmax(q_values: np.ndarray, temperature: float) -> np.ndarray:
     """Policies softmax(Q / temperature) of Q-values (..., A)."""
-    shifted = np.exp((q_values - q_values.max(axis=-1, keepdims=True)) / temperature)
-    return shifted / shifted.sum(axis=-1, keepdims=True)
+    return torch.tensor(q_values).div(temperature).softmax(dim=-1).numpy()
 
 
 def draw_timeline(axes: Iterable[Axes], q_values: np.ndarray, actions: Sequence[str]) -> None:
     """Q-values (N, A) of each action over a game, and under them the Q-gap."""
     above, below = axes
+    span = (0, max(1, len(q_values) - 1))
     colors = action_palette(actions)
     for name, values in zip(actions, q_values.T, strict=True):
         above.plot(values, color=colors[name], linewidth=1, label=name)
-    above.set(ylabel="expert's Q-value", xlim=(0, len(q_values) - 1))
+    above.set(ylabel="expert's Q-value", xlim=span)
     above.tick_params(labelbottom=False)
     above.legend(ncols=_legend_columns(above, actions), fontsize="small", loc="lower left", bbox_to_anchor=(0, 1),
                  frameon=False, borderaxespad=0.2, handlelength=1.2, columnspacing=1)  # fmt: skip
     gap = describe_q(q_values, 1.0)["q_gap"]
     below.fill_between(range(len(gap)), gap, color=EXPERT, linewidth=0, alpha=0.8)
-    below.set(ylabel="Q-gap", xlabel="agent step (4 emulator frames)", xlim=(0, len(q_values) - 1), ylim=(0, None))
+    below.set(ylabel="Q-gap", xlabel="agent step (4 emulator frames)", xlim=span, ylim=(0, None))
 
 
 def _legend_columns(ax: Axes, names: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
 from aamlib.atari import FRAMES_PER_STEP, env_seeds, make_envs, play
@@ -31,10 +32,10 @@ class Recording:
         return len(self.frames)
 
     def stacks(self) -> UInt8[np.ndarray, "N 4 84 84"]:
-        """The states: each step's frame with the three before it, zeros before the game's start."""
-        before = STACK_SHAPE[0] - 1
-        padded = np.concatenate([np.zeros((before, *STACK_SHAPE[1:]), np.uint8), self.frames])
-        return np.stack([padded[i : i + len(self)] for i in range(before + 1)], axis=1)
+        """The states, a view: each step's frame with the three before it, zeros before the game's start."""
+        padded = np.pad(self.frames, ((STACK_SHAPE[0] - 1, 0), (0, 0), (0, 0)))
+        series = sliding_window_view(padded, STACK_SHAPE[0], axis=0, writeable=True)  # torch warns of others
+        return np.moveaxis(series, -1, 1)
 
 
 def record_game(policy: nn.Module, game: str, *, steps: int = 600, epsilon: float = 0.05, seed: int = 0) -> Recording:
@@ -45,17 +46,14 @@ def record_game(policy: nn.Module, game: str, *, steps: int = 600, epsilon: floa
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a single state is too little for two: on a busy machine, the second is waited for
     try:
-        played = list(play(policy, game, 1, epsilon, seed, max_frames=steps * FRAMES_PER_STEP))
+        played = [  # without the states, of which each frame is in four
+            (step.states[0, -1].numpy().copy(), step.q_values.numpy()[0], step.actions[0], step.rewards[0])
+            for step in play(policy, game, 1, epsilon, seed, max_frames=steps * FRAMES_PER_STEP)
+        ]
     finally:
         torch.set_num_threads(threads)
-    return Recording(
-        game,
-        seed,
-        frames=np.stack([step.states[0, -1].numpy() for step in played]),
-        q_values=np.concatenate([step.q_values.numpy() for step in played]),
-        actions=np.concatenate([step.actions for step in played]),
-        rewards=np.concatenate([step.rewards for step in played]).astype(np.int64),
-    )
+    frames, q_values, actions, rewards = map(np.stack, zip(*played, strict=True))
+    return Recording(game, seed, frames, q_values, actions, rewards.astype(np.int64))
 
 
 def sample_game_path(expert: nn.Module, game: str, *, steps: int = 600, epsilon: float = 0.05, seed: int = 0) -> Path:

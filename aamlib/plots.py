@@ -69,8 +69,8 @@ def in_order(acquisitions: Iterable[str]) -> list[str]:
 
     def place(name: str) -> tuple[Any, ...]:
         function, value = without_setting(name), name.rpartition("=")[2]
-        is_number = value.replace(".", "", 1).isdecimal()
-        return places.get(function, len(places)), function, float(value) if is_number else -1.0, name
+        number = float(pd.to_numeric(value, errors="coerce"))
+        return places.get(function, len(places)), function, -1.0 if np.isnan(number) else number, name
 
     return sorted({*acquisitions}, key=place)
 

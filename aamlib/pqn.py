@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
-from aamlib.config import MAX_SEED, Config, ConfigError, check_device, check_game, first_line, setting
+from aamlib.config import MAX_SEED, Config, ConfigError, available_device, check_device, check_game, first_line, setting
 from aamlib.experts import ExpertError, check_fits, fingerprint, load_expert
 from aamlib.files import RunFolderError, lock_run, read_torch, write_csv, write_json, write_torch
 from aamlib.networks import STACK_SHAPE, NatureDQN
@@ -58,7 +58,7 @@ class PQNConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_game(self.game)
-        object.__setattr__(self, "device", check_device(self.device))
+        check_device(self.device)
         if self.total_steps <= self.rollout_size:
             raise ConfigError(
                 f"total_steps = {self.total_steps} is no more than one rollout, of n_envs · rollout_steps = "
@@ -89,6 +89,7 @@ def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     """
     with torch.random.fork_rng(devices=[]), lock_run(run_dir) as run_dir:
         check_settings(run_dir, config.asdict(), may_raise=())
+        config = replace(config, device=available_device(config.device))
         training = Training(config, run_dir)
         write_json(run_dir / "config.json", config.asdict())
         return training.run()

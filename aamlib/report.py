@@ -40,7 +40,7 @@ def as_text(summary: pd.DataFrame) -> pd.DataFrame:
         text = {"game": values["game"], "share": percent(values["query_fraction"])}
         text |= {"function": values["acquisition"], "seeds": values["seeds"]}
         text["score"] = _with_width(values, "score", ".1f")
-        text["normalised"] = f"{values['normalised']:.2f}"
+        text["normalised"] = f"{values['normalised']:.2f}".replace("nan", "–")
         for x in AREA_OVER:
             text[f"area over {x.replace('_', ' ')}"] = _with_width(values, f"area_{x}", ".2f")
         names = [f"{threshold * 100:g}" for threshold in stats.THRESHOLDS]
@@ -50,7 +50,7 @@ def as_text(summary: pd.DataFrame) -> pd.DataFrame:
             text[f"{count} to {name} %"] = _interval(after, to) + seeds
         for count in ("labels_used", "unique_labels"):
             text[count.replace("_", " ")] = _thousands(values[count])
-        rows.append({name: "–" if str(value).startswith("nan") else value for name, value in text.items()})
+        rows.append(text)
     return pd.DataFrame(rows)
 
 
@@ -132,6 +132,8 @@ def _format(name: str, values: pd.Series) -> Callable[[Any], str]:
 
 def _with_width(row: dict[str, Any], name: str, digits: str) -> str:
     """A value of the summary with what its number of seeds can tell of how far off it may be."""
+    if np.isnan(row[name]):
+        return "–"
     text, noise = f"{row[name]:{digits}}", row[f"{name}_noise"]
     if np.isfinite(low := row.get(f"{name}_low", np.nan)):
         return f"{text} [{low:{digits}}, {row[f'{name}_high']:{digits}}]"

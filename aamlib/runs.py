@@ -90,11 +90,20 @@ ENDED = ("finished", "label budget used")  # states of a run that has nothing le
 MAY_RAISE = ("total_steps", "label_budget")  # settings with which a run goes on when they are higher than before
 
 
+def differing_settings(settings: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """The names of the settings that differ.
+
+    A run may go on on another device, and with its expert by another name or in another folder: these two are not
+    compared. Whether the expert is the same, its weights tell (see `starts.check_hashes`).
+    """
+    names = sorted({*settings, *others} - {"device", "expert"})
+    return [name for name in names if settings.get(name) != others.get(name)]
+
+
 def check_settings(run_dir: Path, settings: Mapping[str, Any], may_raise: Sequence[str] = MAY_RAISE) -> None:
     """Raise RunFolderError, naming each setting that differs, if the folder was made with settings other than these.
 
-    Those in `may_raise` may be higher than before; None is no limit. A run may go on on another device, and with its
-    expert by another name or in another folder: whether it is the same, its weights tell (see `distill`).
+    Those in `may_raise` may be higher than before; None is no limit. For others see `differing_settings`.
     """
     check_kept(run_dir, "config.json")
     if not (run_dir / "config.json").exists():
@@ -107,8 +116,8 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any], may_raise: Sequen
     before = read_config(run_dir)
     differing = [
         f"{name} = {settings.get(name)!r} (the folder has {before.get(name)!r})"
-        for name in sorted({*settings, *before})
-        if name not in ("device", "expert") and settings.get(name) != before.get(name) and not raised(name)
+        for name in differing_settings(settings, before)
+        if not raised(name)
     ]
     if differing:
         free = " and ".join(name for name in may_raise if name in settings)
@@ -209,9 +218,9 @@ class Run:
             raise RunFolderError(f"{self.dir} has no selection of round {number}; it has {known}.")
         try:
             table = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
+            n_actions = len(table["expert_q"].iloc[0])
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise _unreadable(path, error) from error
-        n_actions = len(table["expert_q"].iloc[0])
         table["frames"] = table["frames"].map(
             lambda frames: np.frombuffer(frames, np.uint8).reshape(4, 84, 84), na_action="ignore"
         )

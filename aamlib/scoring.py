@@ -110,8 +110,9 @@ def score_pool(
         scores = torch.empty(len(ids) // pool.n_envs, pool.n_envs, dtype=torch.float64)
         first_step = int(ids[0]) // pool.n_envs
         for kept in scores.split(max(1, batch_size // pool.n_envs)):
-            states = pool.read_steps(first_step, first_step := first_step + len(kept))
+            states = pool.read_steps(first_step, first_step + len(kept))
             kept.copy_(score(states, trunk).unflatten(0, (pool.n_envs, -1)).T)
+            first_step += len(kept)
         scores = scores.flatten()
         if len(at_start := torch.nonzero(pool.at_start(ids)).flatten()):
             scores[at_start] = score_some(at_start, trunk)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from aamlib import stats
 from aamlib.acquisition import bald, entropy, variation_ratio
 from aamlib.files import RunFolderError
 from aamlib.runs import Run
@@ -42,20 +43,19 @@ def score_names(selection: pd.DataFrame) -> list[str]:
 
 def label_entropy(q_values: np.ndarray, temperature: float) -> np.ndarray:
     """Entropy of softmax(Q / temperature), nats, (N,), of Q-values (N, A); between 0 and ln A."""
-    logits = torch.tensor(q_values, dtype=torch.float64) / temperature
-    return torch.special.entr(logits.softmax(dim=1)).sum(dim=1).numpy()
+    return entropy(torch.tensor(q_values, dtype=torch.float64)[:, None] / temperature).numpy()
 
 
 def describe_q(q_values: np.ndarray, temperature: float) -> pd.DataFrame:
     """The first four of `COLUMNS`, one row per state, from the expert's Q-values (N, A)."""
     ordered = np.sort(q_values, axis=1)
-    entropy = label_entropy(q_values, temperature)
+    of_label = label_entropy(q_values, temperature)
     return pd.DataFrame(
         {
             "q_gap": ordered[:, -1] - ordered[:, -2],
             "q_range": ordered[:, -1] - ordered[:, 0],
-            "label_entropy": entropy,
-            "indifferent": entropy > INDIFFERENT * np.log(q_values.shape[1]),
+            "label_entropy": of_label,
+            "indifferent": of_label > INDIFFERENT * np.log(q_values.shape[1]),
         }
     )
 
@@ -137,14 +137,11 @@ def agreement(states: pd.DataFrame, fraction: float) -> pd.DataFrame:
 def auroc(positive: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve: how often a positive scores above a negative, ties counting half.
 
-    By ranks (Mann & Whitney 1947). positive: bool (N,); scores: float (N,). NaN without positives or negatives.
+    positive: bool (N,); scores: float (N,). NaN without positives or negatives.
     """
-    positive = np.asarray(positive, dtype=bool)
-    n_positive, n_negative = positive.sum(), (~positive).sum()
-    if n_positive == 0 or n_negative == 0:
+    if positive.all() or not positive.any():
         return float("nan")
-    ranks = pd.Series(scores).rank().to_numpy()
-    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+    return float(stats.probability_of_improvement([scores[positive]], [scores[~positive]]))
 
 
 def was_right(states: pd.DataFrame) -> pd.DataFrame:

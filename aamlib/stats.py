@@ -89,7 +89,7 @@ def probability_of_improvement(x: Sequence[np.ndarray], y: Sequence[np.ndarray],
     return np.mean(shares, axis=0)
 
 
-def permutation_p(x: Sequence[np.ndarray], y: Sequence[np.ndarray], seed: int = 0) -> float:
+def permutation_p(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> float:
     """Two-sided p-value of "the runs of X and of Y are distributed alike", in (0, 1].
 
     The runs of a game are exchanged between X and Y: `probability_of_improvement` is as far from one half, or farther,
@@ -98,7 +98,7 @@ def permutation_p(x: Sequence[np.ndarray], y: Sequence[np.ndarray], seed: int = 
     says, though neither is the higher one. Students of the same seed start from the same weights; this is not made use
     of, so that smaller differences go unnoticed, but false ones are not more frequent.
     """
-    orders = _exchanges([(len(of_x), len(of_y)) for of_x, of_y in zip(x, y, strict=True)], np.random.default_rng(seed))
+    orders = _exchanges([(len(of_x), len(of_y)) for of_x, of_y in zip(x, y, strict=True)], np.random.default_rng(0))
     probabilities = []
     for of_x, of_y, order in zip(x, y, orders, strict=True):
         n, m = len(of_x), len(of_y)
@@ -134,7 +134,7 @@ def holm(p: np.ndarray, family: int) -> np.ndarray:
 
 
 def interval(
-    statistic: Callable[..., np.ndarray | float], *strata: np.ndarray, seed: int = 0
+    statistic: Callable[..., np.ndarray | float], *strata: np.ndarray
 ) -> tuple[np.ndarray | float, np.ndarray | float]:
     """95 % interval of a statistic over seeds: percentiles of a stratified bootstrap, 2,000 resamples.
 
@@ -147,6 +147,6 @@ def interval(
     from scipy import stats
 
     result = stats.bootstrap(
-        strata, statistic, n_resamples=RESAMPLES, vectorized=True, axis=0, method="percentile", rng=seed
+        strata, statistic, n_resamples=RESAMPLES, vectorized=True, axis=0, method="percentile", rng=0
     )
     return result.confidence_interval.low, result.confidence_interval.high

@@ -30,7 +30,7 @@ from papermill.exceptions import PapermillExecutionError
 from aamlib.config import ConfigError, first_line
 from aamlib.files import RunFolderError, lock_run, write_json
 from aamlib.grids import Cell
-from aamlib.runs import ENDED
+from aamlib.runs import ENDED, differing_settings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LOCK_SECONDS = 30.0  # a killed worker's kernel notices within three seconds, and lets go of the run folder
@@ -55,12 +55,13 @@ def read_progress(run_dir: Path) -> dict[str, Any]:
 
 
 def is_done(cell: Cell) -> bool:
-    """Whether the cell's notebook has been executed to its end with these very settings."""
+    """Whether the cell's notebook has been executed to its end with these settings."""
     try:
         mark = dict(json.loads((cell.run_dir / "cell.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        settings = dict(mark["settings"])
+    except (OSError, ValueError, TypeError, KeyError):
         return False
-    return mark.get("state") == "done" and mark.get("settings") == cell.config.asdict()
+    return mark.get("state") == "done" and not differing_settings(settings, cell.config.asdict())
 
 
 # The kernels of the cells that this process executes, by batch and run folder.

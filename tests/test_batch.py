@@ -192,6 +192,22 @@ def test_a_damaged_mark_is_not_done(cells, mark):
     assert not workers.is_done(cell)
 
 
+def test_a_done_cell_is_done_on_another_device_and_with_its_expert_in_another_place_but_not_with_other_settings(cells):
+    cell = cells()[0]
+    mark = {"state": "done", "settings": cell.config.asdict() | {"device": "cuda", "expert": "/elsewhere/pong"}}
+    files.write_json(files.make_folder(cell.run_dir) / "cell.json", mark)
+    assert is_done(cell)
+    mark["settings"]["batch_size"] += 1
+    files.write_json(cell.run_dir / "cell.json", mark)
+    assert not is_done(cell)
+
+
+def test_a_device_is_wanted_where_the_cells_run(cells, tmp_path):
+    with pytest.raises(aamlib.ConfigError, match="device 'cuda:99' cannot be used here"):
+        run_batch(cells(device=["cuda:99"]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_ended_before_its_notebook_failed_stays_finished(cells):
     (cell,) = cells(acquisition=["bald"])
     notebook = nbformat.read(cell.notebook, as_version=4)

@@ -417,6 +417,9 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
     assert cells["labels to 50 %"] == "2,000–3,000 (2 of 3)"
     assert cells["labels to 75 %"] == "– (1 of 3)"
     assert cells["area over agent steps"] == "0.33 (0.10 to 0.55)"
+    begun = table([0.1], seed=9).assign(acquisition="nano:nano")
+    row = report.as_text(comparison.summary(begun)).iloc[0]
+    assert row[["function", "area over agent steps"]].tolist() == ["nano:nano", "–"]
     random = table([0.1] * 3, seed=3).assign(acquisition="random", query_fraction=0.9)
     areas = report.areas_as_text(comparison.summary(pd.concat([curves, random])))
     assert list(areas.columns) == ["game", "share", "agent steps", "bald", "random"]

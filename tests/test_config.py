@@ -1,12 +1,15 @@
 """Settings: what is accepted, and that each refusal names the value, what is allowed and the nearest name."""
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 
 from aamlib.config import (
     FOR_TWO,
@@ -15,7 +18,7 @@ from aamlib.config import (
     Config,
     ConfigError,
     ExperimentConfig,
-    check_device,
+    available_device,
     check_game,
     playable_games,
     preset,
@@ -59,6 +62,12 @@ def test_defaults_are_valid():
     assert Bakery().asdict() == {
         "name": "corner", "loaves": 10, "salt": 0.02, "rye": False, "helpers": None, "oven": "gas",
     }  # fmt: skip
+
+
+def test_numbers_of_numpy_are_taken_as_pythons():
+    bakery = Bakery(loaves=np.arange(5)[3], salt=np.float32(0.0625), rye=np.bool_(True))
+    assert [type(value) for value in (bakery.loaves, bakery.salt, bakery.rye)] == [int, float, bool]
+    assert json.loads(json.dumps(bakery.asdict()))["loaves"] == 3
 
 
 @pytest.mark.parametrize(
@@ -236,8 +245,8 @@ def test_presets_are_valid(name):
         ({"game": "Breakuot"}, "unknown game 'Breakuot'; did you mean 'breakout'"),
         ({"game": "joust"}, "'joust' is for two players, which ale-py cannot run; give a game for one"),
         ({"query_fraction": 1e-6}, "query_fraction = 1e-06 of the pool is less than one state"),
-        ({"device": "tpu"}, "device 'tpu' cannot be used here"),
-        ({"device": "meta"}, "device 'meta' is not made use of; give 'cpu' or 'cuda'"),
+        ({"device": "tpu"}, "device 'tpu' is unknown; give 'cpu', 'cuda' or 'auto'"),
+        ({"device": "meta"}, "device 'meta' is not made use of; give 'cpu', 'cuda' or 'auto'"),
     ],
 )
 def test_settings_of_an_experiment_must_fit_together(settings, message):
@@ -260,10 +269,19 @@ def test_a_run_that_ends_within_the_warm_up_is_refused():
         ExperimentConfig(total_steps=40_000)
 
 
-def test_games_and_devices_that_can_be_used_are_returned():
+def test_games_that_can_be_used_are_returned():
     assert check_game("ms_pacman") == "ms_pacman"
-    assert check_device("cpu") == "cpu"
-    assert ExperimentConfig(device="auto").device == check_device("auto")
+
+
+def test_a_device_may_be_planned_for_another_machine_and_is_looked_for_where_the_run_is(monkeypatch):
+    assert ExperimentConfig(device="cuda:3").device == "cuda:3"
+    assert ExperimentConfig(device="auto").device == "auto"
+    assert available_device("cpu") == "cpu"
+    for there_is_one, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=there_is_one: answer)
+        assert available_device("auto") == device
+    with pytest.raises(ConfigError, match="device 'cuda:99' cannot be used here"):
+        available_device("cuda:99")
 
 
 def test_long_runs_record_fewer_states_a_round_so_that_their_folders_stay_small():

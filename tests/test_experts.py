@@ -251,8 +251,14 @@ def test_a_torchscript_module_is_an_expert():
 
 
 def test_module_that_could_not_be_read_back_is_not_saved(tmp_path):
-    with pytest.raises(ExpertError, match="a Linear cannot be saved as an expert, only a NatureDQN"):
-        save_expert(tmp_path / "expert.safetensors", torch.nn.Linear(2, 2), CARD)
+    class Worst(NatureDQN):
+        def forward(self, states):
+            return -super().forward(states)
+
+    for module in (torch.nn.Linear(2, 2), Worst(6)):
+        message = f"a {type(module).__name__} cannot be saved as an expert, only a NatureDQN"
+        with pytest.raises(ExpertError, match=message):
+            save_expert(tmp_path / "expert.safetensors", module, CARD)
     assert list(tmp_path.iterdir()) == []
 
 

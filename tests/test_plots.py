@@ -113,6 +113,8 @@ def test_a_setting_by_which_runs_are_told_apart_follows_the_name():
     names = ["mine:own", "random", "bald, n_samples=100", "bald", "mine:own, n_samples=25", "bald, n_samples=25"]
     in_order = ["bald", "bald, n_samples=25", "bald, n_samples=100", "random", "mine:own", "mine:own, n_samples=25"]
     assert plots.in_order(names) == in_order
+    rates = ["bald, learning_rate=6.25e-06", "bald, learning_rate=1e-05", "bald, learning_rate=0.0001"]
+    assert plots.in_order(reversed(rates)) == rates
 
 
 def test_each_share_is_a_line_of_its_colour(ax, curves):

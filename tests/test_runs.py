@@ -119,9 +119,12 @@ def test_a_folder_of_another_kind_of_run_is_refused(tmp_path):
 def test_a_damaged_selection_is_named(finished, tmp_path):
     path = tmp_path / "selections" / "000001.parquet"
     path.parent.mkdir()
-    path.write_bytes((finished.dir / "selections" / "000001.parquet").read_bytes()[:200])
-    with pytest.raises(aamlib.RunFolderError, match=r"000001\.parquet cannot be read .* copy it again"):
-        aamlib.Run(tmp_path).selection(1)
+    whole = finished.dir / "selections" / "000001.parquet"
+    pd.read_parquet(whole).head(0).to_parquet(tmp_path / "empty.parquet")
+    for damaged in (whole.read_bytes()[:200], (tmp_path / "empty.parquet").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(aamlib.RunFolderError, match=r"000001\.parquet cannot be read .* copy it again"):
+            aamlib.Run(tmp_path).selection(1)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02", b"hello world"])

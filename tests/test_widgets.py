@@ -306,6 +306,8 @@ def test_round_run_and_place_change_grid_and_numbers(runs):
     assert view.position == 22
     assert grid.mark == pytest.approx([0.2, 0.4, 0.1, 0.2])
     assert Image.open(io.BytesIO(motion.value)).n_frames > 1
+    view.columns = 5
+    assert grid.mark == pytest.approx([0.4, 0.4, 0.2, 0.1])
     controls(view.panel, "aam-run").value = "pong-entropy"
     assert view.run == "pong-entropy"
     assert controls(view.panel, "aam-round").value == view.round

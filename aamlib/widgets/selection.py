@@ -258,7 +258,8 @@ class SelectionView(RoundView):
         grid.observe(pick, "clicked")
         save.on_click(export)
         self.observe(show_state, ["position"])
-        self.observe(show_states, ["run", "round", "kind", "sort", "descending", "gaps", "percentiles", "agreement"])
+        filters = ["gaps", "percentiles", "agreement"]
+        self.observe(show_states, ["run", "round", "kind", "sort", "descending", *filters, "columns"])
         show_states()
         self._tell()
         return ipywidgets.VBox(
