@@ -55,7 +55,7 @@ def bald(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = 
     """BALD, the mutual information of action and weights: how much the passes disagree.
 
     I = H[p̄] − mean over T of H[p_t], both terms from the same T passes (Houlsby et al. 2011, arXiv:1112.5745; with MC
-    dropout: Gal et al. 2017, arXiv:1703.02910). Rounding below 0 is cut off.
+    dropout: Gal et al. 2017, arXiv:1703.02910). What rounding alone can bring about is 0.
 
     Parameters
     ----------
@@ -76,7 +76,8 @@ def bald(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = 
     log_policies = _log_policies(logits, min_samples=2)
     policies = log_policies.exp()
     negative_aleatoric = (policies * log_policies).sum(dim=(0, 1)) / logits.shape[1]
-    return (_total(policies) + negative_aleatoric).clamp_min(0)
+    scores = _total(policies) + negative_aleatoric
+    return scores.masked_fill_(scores < 8 * torch.finfo(scores.dtype).eps, 0)
 
 
 def variation_ratio(logits: Float[Tensor, "N T A"], *, generator: torch.Generator | None = None) -> Float[Tensor, " N"]:
@@ -184,11 +185,11 @@ def scores_of(
     """
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         scores: Any = acquisition(logits, generator=generator)
-    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
-        returned = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"type {type(scores).__name__}"
+    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1] or scores.is_complex():
+        returned = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise ConfigError(
-            f"the function returned scores of {returned} for {len(logits)} states; return one score per state, a "
-            "tensor (N,)."
+            f"the function returned {returned} for {len(logits)} states; return one score per state, a real tensor "
+            "(N,)."
         )
     return scores.detach()
 
@@ -206,7 +207,8 @@ def check_acquisition(name: str, n_samples: int, n_actions: int, device: str = "
     function = find_acquisition(name)
 
     def scores_by(seed: int, part: slice = slice(None)) -> Tensor:
-        return scores_of(function, logits[part].to(device), torch.Generator().manual_seed(seed)).double()
+        own = logits[part].to(device, copy=True)  # which it may change
+        return scores_of(function, own, torch.Generator().manual_seed(seed)).double()
 
     try:
         scores = scores_by(0)

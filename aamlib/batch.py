@@ -91,12 +91,7 @@ def run_batch(
         for device in {cell.config.device for cell in cells}:
             available_device(device)
     unfinished = {cell.name: cell for cell in cells if not is_done(cell)}
-    for cell in unfinished.values():
-        check_settings(cell.run_dir, cell.config.asdict())
-    fingerprint_of = functools.cache(lambda expert: fingerprint(load_expert(expert)))
-    for cell in cells:  # of done ones too: an expert or a function may have been mended since
-        expert, function = cell.config.expert or cell.config.game, cell.config.acquisition
-        check_hashes(cell.run_dir, expert_sha256=fingerprint_of(expert), acquisition_sha256=source_hash(function))
+    _check_folders(cells, unfinished)
     if measure_first and unfinished:
         side_by_side, threads = _fastest_layout([*unfinished.values()])
     processors = 1 if scheduler else _processors()  # its workers' machines may have others than this one
@@ -136,6 +131,25 @@ def run_batch(
             view.say(f"Stopped. {reason} The same call goes on with {len(unfinished)} cells.".replace("  ", " "))
         view.update({name: outcome.state for name, outcome in outcomes.items()}, last=True)
     return _summary(cells, outcomes, attempts)
+
+
+def _check_folders(cells: list[Cell], unfinished: Collection[str]) -> None:
+    """Raise RunFolderError if cells cannot go on: how it is with the first, and the names of all others."""
+    fingerprint_of = functools.cache(lambda expert: fingerprint(load_expert(expert)))
+    refused: dict[str, RunFolderError] = {}
+    for cell in cells:  # of done ones too an expert or a function may have been mended since
+        expert, function = cell.config.expert or cell.config.game, cell.config.acquisition
+        hashes = {"expert_sha256": fingerprint_of(expert), "acquisition_sha256": source_hash(function)}
+        try:
+            if cell.name in unfinished:
+                check_settings(cell.run_dir, cell.config.asdict())
+            check_hashes(cell.run_dir, **hashes)
+        except RunFolderError as error:
+            refused[cell.name] = error
+    if refused:
+        first, *others = refused
+        more = f" Nor can {', '.join(others)} go on." if others else ""
+        raise RunFolderError(f"{refused[first]}{more}") from refused[first]
 
 
 def _processors() -> int:

@@ -149,8 +149,10 @@ def read_references(game: str, expert: str | None, sha256: str | None) -> dict[s
         if card and "weights_sha256" not in card:
             reason = reason or f" (that of {name} lacks the weights' hash, which save_expert writes)"
         for stage in stages(card):  # runs may be older than the expert's last stage
-            if stage.get("weights_sha256", "unknown") == sha256 and {"score_mean", "random_score_mean"} <= stage.keys():
-                return {"expert": stage["score_mean"], "random play": stage["random_score_mean"]}
+            if stage.get("weights_sha256", "unknown") == sha256:
+                if {"score_mean", "random_score_mean"} <= stage.keys():
+                    return {"expert": stage["score_mean"], "random play": stage["random_score_mean"]}
+                reason = reason or f" (that of {name} lacks score_mean or random_score_mean)"
     raise ExpertError(
         f"the runs of {game} were labelled by an expert ({str(sha256)[:12]}) whose scores no card has{reason}: give "
         f'them as references = {{"{game}": {{"expert": ..., "random play": ...}}}}, or train it anew with its card.'

@@ -71,10 +71,11 @@ def drop_checkpoints(run_dir: Path, keep: int) -> None:
 def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest undamaged checkpoint's student and content, its frames put into the empty `pool`; None without one.
 
-    Warns of each damaged checkpoint that it passes over. Raises RunFolderError if all are damaged, or there is none of
+    Warns of damaged checkpoints that it passes over. Raises RunFolderError if all are damaged, or there is none of
     a run that has tables already, as in a published one.
     """
     manifests = _manifests(run_dir)
+    damage: list[str] = []
     for manifest in manifests:
         try:
             hashes = _hashes(manifest)
@@ -82,6 +83,9 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
         except (OSError, ValueError) as error:
             damaged = [str(error)]
         if not damaged:
+            if damage:
+                message = f"{run_dir} has damaged checkpoints ({'; '.join(damage)}); going on from {manifest.stem}."
+                warnings.warn(message, stacklevel=2)
             weights, state, *segments = (run_dir / name for name in hashes)
             content = read_torch(state)
             pool.restore(load_arrays(segment) for segment in segments)
@@ -90,10 +94,11 @@ def load_checkpoint(run_dir: Path, pool: FramePool) -> tuple[dict[str, Tensor], 
             for passed_over in manifests[: manifests.index(manifest)]:
                 passed_over.unlink()  # the hashes in it are not to be trusted
             return safetensors.torch.load_file(weights), content
-        message = f"checkpoint {manifest.stem} of {run_dir} is damaged ({', '.join(damaged)}); taking the one before."
-        warnings.warn(message, stacklevel=2)
-    if manifests:
-        raise RunFolderError(f"every checkpoint of {run_dir} is damaged; start the run again in another folder.")
+        damage.append(f"{manifest.stem}: {', '.join(damaged)}")
+    if damage:
+        raise RunFolderError(
+            f"every checkpoint of {run_dir} is damaged ({'; '.join(damage)}); start the run again in another folder."
+        )
     if (run_dir / "metrics.csv").exists():
         raise RunFolderError(
             f"{run_dir} holds the tables of a run, but no checkpoint to go on from; choose another folder."

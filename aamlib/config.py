@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -170,6 +171,8 @@ def _of_type(name: str, value: Any, hint: Any) -> Any:
     kinds = get_args(hint) or (hint,)
     if isinstance(value, np.generic):  # as from np.arange
         value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds:

@@ -160,7 +160,8 @@ class Distillation:
             queried = self.query(heads, rough)
         with self.timed("label"):
             labels = self.ask(queried)
-        with self.timed("diagnose"):
+        exact = "float32" if rough else self.precision  # as the states near the cut were scored
+        with self.timed("diagnose"), reduced_precision(exact, self.config.device):
             selection = record_selection(
                 self.student, self.expert_q, self.pool, queried, heads, self.config, self.generator("record"),
             )  # fmt: skip

@@ -194,7 +194,8 @@ def _read_zip(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # zipfile, too, raises nearly anything for a damaged one
         raise ExpertError(
             f"{path} is no readable zip of Stable-Baselines3, nor a state_dict that torch saved ({first_line(error)}). "
-            "Nothing in it was executed; it may be truncated: fetch or save it again."
+            "Nothing in it was executed; save the network's state_dict() alone, or fetch the file again, which may be "
+            "truncated."
         ) from error
     weights = {str(name): tensor for name, tensor in saved.items() if isinstance(tensor, Tensor)}
     found = _by_shape({name: tensor for name, tensor in weights.items() if name.startswith("q_net.") or not is_sb3})
@@ -223,9 +224,9 @@ def _unlike_nature_cnn(data: bytes) -> str:
 def _another_kind(path: Path, content: Iterable[str]) -> ExpertError:
     return ExpertError(
         f"{path} holds something else than a Nature-DQN ({', '.join(sorted(map(str, content))[:3])}, ...); give a file "
-        "that aamlib.save_expert wrote, the weights and biases of such a network's five layers, or a Stable-Baselines3 "
-        "DQN with policy 'CnnPolicy' and no layers of your own; any other network can be distilled from Python as a "
-        "module."
+        "that aamlib.save_expert wrote, the weights and biases of such a network's five layers (its state_dict() "
+        "alone), or a Stable-Baselines3 DQN with policy 'CnnPolicy' and no layers of your own; any other network can "
+        "be distilled from Python as a module."
     )
 
 
@@ -247,7 +248,7 @@ def _as_network(path: Path, weights: dict[str, Tensor]) -> NatureDQN:
 def _count_actions(expert: nn.Module) -> int:
     """A, by asking about two states. Raises ExpertError for a module that does not map states to Q-values."""
     device = next((weight.device for weight in expert.parameters()), "cpu")
-    states = torch.zeros(2, *STACK_SHAPE, dtype=torch.uint8, device=device)
+    states = torch.full((2, *STACK_SHAPE), 100, dtype=torch.uint8, device=device)
     try:
         with torch.no_grad():
             q_values = expert(states)
@@ -262,6 +263,11 @@ def _count_actions(expert: nn.Module) -> int:
             f"the module {type(expert).__name__} {given} for two states, uint8 (2, 4, 84, 84); give one that returns "
             "float32 Q-values, a torch tensor (2, A)."
         ) from failure
+    if not (states == 100).all():
+        raise ExpertError(
+            f"the module {type(expert).__name__} changes the states that it is given; let it change a copy, "
+            "states.clone()."
+        )
     return q_values.shape[1]
 
 

@@ -125,7 +125,10 @@ def draw_histogram(ax: Axes, q_values: np.ndarray, column: str, temperature: flo
         ax.axvline(INDIFFERENT * ceiling, color=STUDENT, linestyle="--")
         share = table["indifferent"].mean()
         text = f"τ = {temperature:.3g}\n{share:.1%} indifferent\n(right of the line)"
-        ax.text(0.04, 0.94, text, transform=ax.transAxes, va="top")
+        where, side = (0.04, "left") if table[column].median() > ceiling / 2 else (0.9, "right")  # where few bars are
+        ax.text(where, 0.94, text, transform=ax.transAxes, va="top", ha=side)
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def draw_policies(

@@ -14,7 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    Formatter,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    StrMethodFormatter,
+)
 from PIL import Image
 
 from aamlib import stats
@@ -44,7 +52,7 @@ COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer
 )  # fmt: skip
 # The built-in functions', which stand in this order.
 COLORS = {name: COLORBLIND[i] for name, i in {"bald": 0, "variation_ratio": 2, "entropy": 1, "random": 4}.items()}
-_OTHERS = [COLORBLIND[i] for i in (3, 9, 7, 5, 6, 8)]
+_OTHERS = [COLORBLIND[i] for i in (9, 3, 7, 5, 6, 8)]
 _OTHERS += [to_hex((0.55 * red, 0.55 * green, 0.55 * blue)) for red, green, blue in map(to_rgb, _OTHERS)]
 _colors = COLORS | {ANY: to_hex("0.2")}  # and those that others have been given
 PHASES = dict(zip((name for name in METRICS if name.startswith("seconds_")), COLORBLIND, strict=False))
@@ -273,13 +281,13 @@ def plot_phases(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_seconds(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Where a run's time went: minutes per phase."""
+    """Where a run's time went: per phase, in minutes, or in seconds if it took less than ten minutes."""
     ax = ax or plt.gca()
-    columns = [name for name in PHASES if name in metrics]
-    minutes = metrics[columns].sum() / 60
-    bars = ax.barh([name.removeprefix("seconds_") for name in columns], minutes, color="C0")
+    seconds = metrics[[name for name in PHASES if name in metrics]].sum()
+    unit, length = ("minutes", 60) if seconds.sum() >= 600 else ("seconds", 1)
+    bars = ax.barh([name.removeprefix("seconds_") for name in seconds.index], seconds / length, color="C0")
     ax.bar_label(bars, fmt="%.1f", padding=3)
-    ax.set(xlabel="minutes of the run")
+    ax.set(xlabel=f"{unit} of the run")
     ax.margins(x=0.12)
     ax.invert_yaxis()
     return ax
@@ -363,6 +371,9 @@ def _log_ticks(axis: Axis, formatter: Formatter) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(formatter)
+    low, high = axis.get_view_interval()
+    if sum(low <= tick <= high for tick in axis.get_majorticklocs()) < 2:  # values that are nearly alike
+        axis.set_major_locator(MaxNLocator(4))
 
 
 def _rows(ax: Axes, table: pd.DataFrame) -> dict[Any, float]:

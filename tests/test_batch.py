@@ -230,6 +230,10 @@ def test_done_cells_by_another_expert_or_function_are_not_taken_for_these(cells,
     files.write_json(grid[0].run_dir / "environment.json", [{name: "f" * 64}])
     with pytest.raises(aamlib.RunFolderError, match=f"was begun with {what}"):
         run_batch(grid, tmp_path / "out")
+    both = cells(acquisition=["bald", "random"])
+    files.write_json(files.make_folder(both[1].run_dir) / "environment.json", [{name: "f" * 64}])
+    with pytest.raises(aamlib.RunFolderError, match=rf"was begun with {what}.* Nor can {both[1].name} go on\."):
+        run_batch(both, tmp_path / "out")
     (grid[0].run_dir / "environment.json").unlink()
     assert run_batch(grid, tmp_path / "out")["state"].tolist() == ["done"]
 

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,10 +65,11 @@ def test_defaults_are_valid():
     }  # fmt: skip
 
 
-def test_numbers_of_numpy_are_taken_as_pythons():
+def test_numbers_of_numpy_and_paths_are_taken_as_pythons_own():
     bakery = Bakery(loaves=np.arange(5)[3], salt=np.float32(0.0625), rye=np.bool_(True))
     assert [type(value) for value in (bakery.loaves, bakery.salt, bakery.rye)] == [int, float, bool]
     assert json.loads(json.dumps(bakery.asdict()))["loaves"] == 3
+    assert Bakery(name=Path("a") / "path").name == str(Path("a/path"))
 
 
 @pytest.mark.parametrize(

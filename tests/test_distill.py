@@ -371,7 +371,7 @@ def flip_a_bit(content):
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(interrupted, tiny, part, damage):
     newest = interrupted.dir / "checkpoints" / f"000003.{part}"
     newest.write_bytes(damage(newest.read_bytes()))
-    with pytest.warns(UserWarning, match="checkpoint 000003 .* damaged"):
+    with pytest.warns(UserWarning, match=r"damaged checkpoints \(000003: .*\); going on from 000002"):
         run = aamlib.distill(tiny, interrupted.dir)
     assert_every_round_once(run, tiny)
     assert run.metrics["resumed"].tolist() == [0, 0, 0, 1, 0]
@@ -381,7 +381,7 @@ def test_a_damaged_hash_is_not_handed_on_to_later_checkpoints(interrupted, tiny)
     before, newest = (interrupted.dir / "checkpoints" / f"00000{number}.json" for number in (2, 3))
     segment = max(name for name in json.loads(before.read_text()) if name.startswith("pool/"))
     newest.write_text(json.dumps(json.loads(newest.read_text()) | {segment: "0" * 64}))
-    with pytest.warns(UserWarning, match="checkpoint 000003 .* damaged"):
+    with pytest.warns(UserWarning, match=r"damaged checkpoints \(000003: .*\); going on from 000002"):
         aamlib.distill(tiny, interrupted.dir)
     longer = dataclasses.replace(tiny, total_steps=2 * tiny.total_steps)
     assert_every_round_once(aamlib.distill(longer, interrupted.dir), longer, rounds=9)
@@ -398,7 +398,7 @@ def test_frames_damaged_before_a_later_save_are_still_found(tiny, tmp_path, monk
 
     monkeypatch.setattr(Distillation, "train", damage)
     assert aamlib.distill(tiny, run_dir).metrics["round"].iloc[-1] == 4
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(aamlib.RunFolderError, match="every checkpoint"):
+    with pytest.raises(aamlib.RunFolderError, match=r"every checkpoint .* is damaged \("):
         aamlib.distill(dataclasses.replace(tiny, total_steps=2 * tiny.total_steps), run_dir)
 
 
@@ -439,9 +439,8 @@ def test_when_every_checkpoint_is_damaged_it_says_so(interrupted, tiny):
         path.write_bytes(path.read_bytes()[:1000])
     metrics = (interrupted.dir / "metrics.csv").read_bytes()
     for _ in range(2):  # a second call does not start from nothing either
-        with (
-            pytest.warns(UserWarning, match="damaged"),
-            pytest.raises(aamlib.RunFolderError, match="every checkpoint .* start the run again"),
+        with pytest.raises(
+            aamlib.RunFolderError, match=r"every checkpoint .*\(000003: .*; 000002: .* start the run again"
         ):
             aamlib.distill(tiny, interrupted.dir)
     assert (interrupted.dir / "metrics.csv").read_bytes() == metrics

@@ -262,6 +262,20 @@ def test_module_that_could_not_be_read_back_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_module_that_changes_the_states_is_refused(network):
+    class WithoutScores(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, states):
+            states[:, :, :20] = 0
+            return self.network(states)
+
+    with pytest.raises(ExpertError, match=r"WithoutScores changes the states that it is given; .* a copy"):
+        load_expert(WithoutScores())
+
+
 @pytest.mark.parametrize("name", ["mine.json", "mine.zip", "v1.5", "mine"])
 def test_weights_that_would_not_be_known_again_are_not_written(tmp_path, network, name):
     with pytest.raises(aamlib.ExpertError, match=r"cannot be written as .*; give a name that ends in \.safetensors"):

@@ -211,10 +211,21 @@ def test_a_running_mean_is_of_the_rounds_around_and_begins_and_ends_with_its_val
     assert ax.get_lines()[0].get_ydata().tolist() == pytest.approx(means, nan_ok=True)
 
 
-def test_seconds_add_up_to_minutes_per_phase(ax):
-    plots.plot_seconds(pd.DataFrame({"seconds_act": [30, 60], "seconds_train": [np.nan, 120], "loss": 1}), ax=ax)
+@pytest.mark.parametrize(("longer", "unit", "widths"), [(1, "seconds", [90, 120]), (10, "minutes", [15, 20])])
+def test_seconds_add_up_per_phase(ax, longer, unit, widths):
+    rounds = pd.DataFrame({"seconds_act": [30, 60], "seconds_train": [np.nan, 120], "loss": 1}) * longer
+    plots.plot_seconds(rounds, ax=ax)
+    assert ax.get_xlabel() == f"{unit} of the run"
     assert [label.get_text() for label in ax.get_yticklabels()] == ["act", "train"]
-    assert [bar.get_width() for bar in ax.patches] == [1.5, 2.0]
+    assert [bar.get_width() for bar in ax.patches] == widths
+
+
+@pytest.mark.parametrize("shares", [(0.066, 0.069), (0.13, 0.16), (0.01, 0.3)])
+def test_a_log_scale_has_two_ticks_at_least(ax, shares):
+    rounds = pd.DataFrame({"agent_steps": range(2), "run": "a", "acquisition": "bald", "asked_costly": shares})
+    plots.plot_asked(rounds.assign(pool_costly=rounds["asked_costly"]), "asked_costly", ax=ax)
+    low, high = ax.get_ylim()
+    assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 2
 
 
 def test_gif_runs_each_state_through_its_four_frames_in_its_place():

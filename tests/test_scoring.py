@@ -1,5 +1,7 @@
 """Reduced precision chooses what float32 chooses: on a trained student, under the same masks."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -261,6 +263,25 @@ def test_the_same_seed_gives_the_same_run_in_int8(with_settings, tmp_path, monke
     assert read_starts(first.dir)[0]["int8"]
     columns = ["loss", "score", "probe_expert_kl", "unique_labels"]
     pd.testing.assert_frame_equal(first.metrics[columns], again.metrics[columns], check_exact=True)
+
+
+@pytest.mark.parametrize(("int8", "recorded_in_bfloat16"), [(False, True), pytest.param(True, False, marks=needs_int8)])
+def test_states_are_recorded_as_precisely_as_they_were_chosen(
+    with_settings, tmp_path, monkeypatch, int8, recorded_in_bfloat16
+):
+    monkeypatch.setattr(scoring, "ROUGH_FROM", 150)
+    monkeypatch.setattr(scoring, "fastest_precision", lambda _: "bfloat16")
+    monkeypatch.setattr(scoring, "int8_is_fast", lambda _: int8)
+    found, loop = [], sys.modules["aamlib.distill"]  # whose name in the package is the function's
+    record_selection = loop.record_selection
+
+    def spied(*arguments):
+        found.append(torch.is_autocast_enabled("cpu"))
+        return record_selection(*arguments)
+
+    monkeypatch.setattr(loop, "record_selection", spied)
+    aamlib.distill(with_settings(precision="auto", total_steps=320), tmp_path / "run")
+    assert set(found) == {recorded_in_bfloat16}
 
 
 @pytest.mark.slow
