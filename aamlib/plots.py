@@ -52,7 +52,7 @@ COLORBLIND = (  # seaborn's palette of this name; importing seaborn takes longer
 )  # fmt: skip
 # The built-in functions', which stand in this order.
 COLORS = {name: COLORBLIND[i] for name, i in {"bald": 0, "variation_ratio": 2, "entropy": 1, "random": 4}.items()}
-_OTHERS = [COLORBLIND[i] for i in (9, 3, 7, 5, 6, 8)]
+_OTHERS = [COLORBLIND[i] for i in (3, 9, 7, 5, 6, 8)]
 _OTHERS += [to_hex((0.55 * red, 0.55 * green, 0.55 * blue)) for red, green, blue in map(to_rgb, _OTHERS)]
 _colors = COLORS | {ANY: to_hex("0.2")}  # and those that others have been given
 PHASES = dict(zip((name for name in METRICS if name.startswith("seconds_")), COLORBLIND, strict=False))
