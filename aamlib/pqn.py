@@ -89,9 +89,8 @@ def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     """
     with torch.random.fork_rng(devices=[]), lock_run(run_dir) as run_dir:
         check_settings(run_dir, config.asdict(), may_raise=())
-        config = replace(config, device=available_device(config.device))
         training = Training(config, run_dir)
-        write_json(run_dir / "config.json", config.asdict())
+        write_json(run_dir / "config.json", training.config.asdict())
         return training.run()
 
 
@@ -99,6 +98,7 @@ class Training:
     """The state of a training: act, learn, average, and now and then evaluate and save."""
 
     def __init__(self, config: PQNConfig, run_dir: Path) -> None:
+        config = replace(config, device=available_device(config.device))
         self.config, self.checkpoint, self.curve_path = config, run_dir / "checkpoint.pt", run_dir / "curve.csv"
         torch.manual_seed(config.seed)
         self.precision = fastest_precision(config.device) if config.precision == "auto" else config.precision
