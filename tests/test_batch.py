@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -504,7 +505,9 @@ def cluster():
         process.wait()
 
 
-PORT = 18786
+with socket.socket() as free:  # other tests may run on the same machine
+    free.bind(("127.0.0.1", 0))
+    PORT = free.getsockname()[1]
 ADDRESS = f"tcp://127.0.0.1:{PORT}"
 
 
