@@ -141,7 +141,6 @@ def auroc(positive: np.ndarray, scores: np.ndarray) -> float:
     """
     if positive.all() or not positive.any():
         return float("nan")
-    scores = scores.astype(np.float64)  # of which means are taken
     return float(stats.probability_of_improvement([scores[positive]], [scores[~positive]]))
 
 

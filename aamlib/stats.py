@@ -85,7 +85,7 @@ def probability_of_improvement(x: Sequence[np.ndarray], y: Sequence[np.ndarray],
     shares = []
     for a, b in zip(x, y, strict=True):
         difference = np.moveaxis(a, axis, -1)[..., :, None] - np.moveaxis(b, axis, -1)[..., None, :]  # (..., n, m)
-        shares.append(np.mean((np.sign(difference) + 1) / 2, axis=(-2, -1)))
+        shares.append(np.mean((np.sign(difference) + 1) / 2, axis=(-2, -1), dtype=float))
     return np.mean(shares, axis=0)
 
 

@@ -420,6 +420,8 @@ def test_summary_counts_who_got_there_and_reads_as_markdown():
     begun = table([0.1], seed=9).assign(acquisition="nano:nano")
     row = report.as_text(comparison.summary(begun)).iloc[0]
     assert row[["function", "area over agent steps"]].tolist() == ["nano:nano", "–"]
+    row = report.as_text(comparison.summary(begun).assign(normalised=np.nan, score=np.nan)).iloc[0]
+    assert row[["score", "normalised"]].tolist() == ["–", "–"]
     random = table([0.1] * 3, seed=3).assign(acquisition="random", query_fraction=0.9)
     areas = report.areas_as_text(comparison.summary(pd.concat([curves, random])))
     assert list(areas.columns) == ["game", "share", "agent steps", "bald", "random"]
