@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from aamlib.atari import n_actions
 from aamlib.config import first_line, nearest, playable_games
-from aamlib.files import DATA_DIR, load_weights_only, write_bytes
+from aamlib.files import DATA_DIR, load_weights_only, make_folder, write_bytes
 from aamlib.networks import FORWARD_BATCH, STACK_SHAPE, MCDropoutDQN, NatureDQN, States
 from aamlib.precision import reduced_precision
 
@@ -50,10 +50,11 @@ class ExpertError(ValueError):
 def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> Path:
     """Write the weights as safetensors and, beside them, the card as JSON, with the SHA-256 of file and weights added.
 
-    The folder must exist. `card` needs "game", and for runs to be compared the expert's "score_mean" and random play's
-    "random_score_mean"; the rest is free. Returns the weights' path. Raises RunFolderError when they cannot be written,
-    ConfigError for an unknown game, and ExpertError for a card without one or with scores that are no numbers, for
-    another number of actions than the game's, and for another kind of module or ending, which could not be read back.
+    `card` needs "game", and for runs to be compared the expert's "score_mean" and random play's "random_score_mean";
+    the rest is free. Returns the weights' path; their folder is made if need be. Raises RunFolderError when they cannot
+    be written, ConfigError for an unknown game, and ExpertError for a card without one or with scores that are no
+    numbers, for another number of actions than the game's, and for another kind of module or ending, which could not be
+    read back.
     """
     if type(network) not in (NatureDQN, MCDropoutDQN):  # one derived from them may compute otherwise
         raise ExpertError(
@@ -77,6 +78,7 @@ def save_expert(path: str | Path, network: nn.Module, card: dict[str, Any]) -> P
         raise ExpertError(
             f"the card cannot be written ({error}); give numbers, text, lists and dicts alone."
         ) from error
+    make_folder(path.parent)
     write_bytes(path, content)
     write_bytes(path.with_suffix(".json"), card_text.encode())
     return path

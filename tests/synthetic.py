@@ -1,7 +1,8 @@
-"""Run folders made up for tests: written as a run writes them, but from a formula instead of a student."""
+"""Made up for tests: run folders as a run writes them, but from a formula instead of a student; and games of noise."""
 
 import json
 
+import gymnasium
 import numpy as np
 import pandas as pd
 
@@ -93,3 +94,15 @@ def choices_of(run, asked, pool, auroc):
     table = pd.DataFrame(rows).assign(run=run, auroc=right, auroc_decided=right)
     table["reliability"] = table["auroc"] / 2
     return table.assign(own=(table["score"] == "bald") & ("random" not in run))
+
+
+class Screens(gymnasium.Env):
+    """Games that show noise: just enough to make a model of Stable-Baselines3."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+
+    def __init__(self, n_actions=6):
+        self.action_space = gymnasium.spaces.Discrete(n_actions)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}

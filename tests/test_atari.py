@@ -1,5 +1,6 @@
 """Games and their evaluation: scripted games whose scores can be counted, then the emulator itself."""
 
+import itertools
 import os
 import platform
 import subprocess
@@ -132,6 +133,12 @@ def test_sampled_states_are_distinct_and_as_many_of_each_game(scripted):
     assert len(set(zip(games, times, strict=True))) == 8
 
 
+def test_sampled_states_are_played_at_the_given_epsilon(scripted):
+    for epsilon, follows in ((0.0, True), (1.0, False)):
+        sample_states(number_policy, "pong", 9, games=4, epsilon=epsilon, seed=0)
+        assert all(env.actions == [env.number] * LENGTHS[env.number] for env in scripted) == follows
+
+
 def test_sampled_states_are_uniform_over_a_game(scripted):
     draws, times = 400, []
     for seed in range(draws):
@@ -215,6 +222,15 @@ def test_each_step_pushes_one_new_frame_onto_the_stack(game):
     assert (states[:, 3] != first[:, 3]).any(axis=(1, 2)).all()
     assert states.shape == (3, 4, 84, 84)
     assert states.dtype == np.uint8
+
+
+def test_breakout_begins_with_the_ball_in_play():
+    """Without FIRE nothing would ever move on the screen."""
+    envs = make_envs("breakout", 2)
+    envs.reset(seed=np.arange(2))
+    frames = [envs.step(np.zeros(2, np.int64))[0][:, -1].copy() for _ in range(6)]
+    envs.close()
+    assert all((frame != after).any(axis=(1, 2)).all() for frame, after in itertools.pairwise(frames))
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="torch is linked to GNU OpenMP on Linux alone")

@@ -436,7 +436,7 @@ def test_the_batch_notebook(tiny, tmp_path):
     constants = {name: value for name, value in tiny.asdict().items() if value is not None and name != "seed"}
     grid = {"seeds": [0], "constants": constants | {"total_steps": 320}}
     notebook = papermill.execute_notebook(
-        "notebooks/03_run_batch.ipynb",
+        Path(__file__).parents[1] / "notebooks" / "03_run_batch.ipynb",
         tmp_path / "batch.ipynb",
         {"grid": grid, "out": str(tmp_path / "out")},
         kernel_name="python3",

@@ -106,7 +106,10 @@ def test_runs_without_evaluations_yet_have_no_curve_but_load(run_dir, tmp_path):
 
 def test_runs_that_differ_in_what_is_compared_pass(tmp_path):
     write_runs(tmp_path, games=("pong", "breakout"), shares=(0.1, 0.4), acquisitions=("bald", "random"), rounds=2)
-    write_run(tmp_path / "longer", rounds=3, seed=7, recorded_states=9, label_budget=10**6)
+    write_run(tmp_path / "longer", rounds=3, seed=7, label_budget=10**6)
+    write_run(
+        tmp_path / "elsewhere", rounds=2, seed=8, expert="copy", device="cuda", recorded_states=9, recorded_stacks=2
+    )
     comparison.check_comparable(aamlib.load_runs(tmp_path))
 
 
@@ -389,10 +392,46 @@ def test_improvements_claim_nothing_below_five_seeds_or_without_a_clear_differen
     assert pairs.loc[("bald", "random"), "probability"] == pytest.approx((2 * 4 + 2 * 2.5 + 1) / 25)
 
 
+@pytest.mark.parametrize(("worst", "p", "verdict"), [(4.0, 8 / 252, "better"), (2.5, 14 / 252, "undecided")])
+def test_an_improvement_is_claimed_where_chance_gives_it_less_than_once_in_twenty(worst, p, verdict):
+    values = {("pong", "bald"): [worst, 7.0, 8.0, 9.0, 10.0], ("pong", "random"): [1.0, 2.0, 3.0, 5.0, 6.0]}
+    (pair,) = comparison.improvements(areas_of(values), "area").to_dict("records")
+    assert pair["p"] == pytest.approx(p), "as many of the 252 ways lose two pairs or fewer, or three, of the 25"
+    assert pair["verdict"] == verdict
+
+
+def test_improvements_over_all_games_are_of_pairs_within_a_game():
+    values = {
+        ("pong", "bald"): [6.0, 7.0, 8.0, 9.0, 10.0],
+        ("pong", "random"): [1.0, 2.0, 3.0, 4.0, 5.0],
+        ("breakout", "bald"): [101.0, 103.0, 105.0, 107.0, 109.0],
+        ("breakout", "random"): [102.0, 104.0, 106.0, 108.0, 110.0, 112.0],
+    }
+    pairs = comparison.improvements(areas_of(values), "area").set_index("game")
+    assert pairs["better"].to_dict() == {"breakout": "random", "pong": "bald", "all games": "bald"}
+    assert pairs["seeds"].tolist() == [5, 5, 5]
+    assert pairs["probability"].to_dict() == pytest.approx(
+        {"breakout": 20 / 30, "pong": 1, "all games": (1 + 10 / 30) / 2}
+    )
+    assert pairs.loc["pong", "p"] == pytest.approx(2 / 252)
+    assert pairs.loc["all games", ["low", "high"]].between(0.5, 1).all(), "within breakout alone seeds lose"
+
+
 def test_half_of_the_seeds_is_enough_for_labels_to_and_a_run_without_a_score_is_left_out():
     curves = pd.concat([table([0.2, 0.6, 0.8]), table([0.1] * 3, seed=1), table([np.nan], seed=2)])
     row = comparison.summary(curves).iloc[0]
     assert row[["seeds", "labels_to_50", "reached_50"]].tolist() == [2, 2000, 1]
+
+
+def test_labels_are_means_over_seeds_and_noise_is_that_of_the_seeds_that_count():
+    noises = [0.1, 0.2, 0.3, 0.4, 0.5]
+    curves = pd.concat(
+        [table([0.2, 0.6, 0.8], seed=seed).assign(smoothed_noise=noise) for seed, noise in enumerate(noises)]
+    )
+    curves["labels_used"] *= 1 + (curves["seed"] == 4)
+    row = comparison.summary(curves).iloc[0]
+    assert row[["labels_used", "unique_labels"]].tolist() == [3600, 1500]
+    assert row["score_noise"] == pytest.approx((np.mean(np.square(noises)) / 3) ** 0.5), "of three of the five"
 
 
 def test_both_ends_of_labels_to_are_of_one_run():

@@ -227,11 +227,28 @@ def test_configs_of_the_package_refuse_bad_settings(as_users, config):
 
 def test_defaults_are_the_setting_of_the_study():
     config = ExperimentConfig()
+    of_the_study = {
+        "total_steps": 3_450_000, "warmup_steps": 50_000, "round_steps": 10_000, "pool_size": 100_000,
+        "query_fraction": 0.1, "epsilon_final": 0.1, "epsilon_decay_steps": 500_000, "dropout": 0.3, "n_samples": 10,
+        "temperature": 0.1, "batch_size": 32, "learning_rate": 6.25e-5, "adam_epsilon": 1.5e-4,
+        "evaluate_every": 50_000, "evaluation_episodes": 15, "evaluation_epsilon": 0.05, "max_game_frames": 108_000,
+    }  # fmt: skip
+    assert config.asdict().items() >= of_the_study.items()
+    assert config.n_rounds == 340
     assert config.query_size(60_000) == 6_000  # the first round
+    assert config.query_size(68) == 7, "rounded"
     assert config.query_size(config.pool_size) == 10_000
     assert [config.epsilon(step) for step in (0, 50_000)] == [1, 1]
     assert config.epsilon(300_000) == pytest.approx(0.55)
     assert [config.epsilon(step) for step in (550_000, 3_450_000)] == pytest.approx([0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("evaluate_every", "due"), [(25_000, [3, 5, 8, 10]), (20_000, [2, 4, 6, 8, 10]), (3_000, list(range(1, 11)))]
+)
+def test_an_evaluation_is_due_in_the_round_that_reaches_its_multiple(evaluate_every, due):
+    config = ExperimentConfig(evaluate_every=evaluate_every, round_steps=10_000)
+    assert [number for number in range(1, 11) if config.evaluation_is_due(10_000 * number)] == due
 
 
 @pytest.mark.parametrize("name", PRESETS)

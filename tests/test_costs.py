@@ -18,7 +18,8 @@ def test_work_is_counted_as_the_loop_does_it(tmp_path):
     table = estimate(cells)
     assert table["rounds"].item() == 2
     assert table["labels"].item() == 64
-    seconds = 480 * 4.3e-4 + 640 * 5.4e-5 + 64 * 4.3e-4 + 2 * 1.6 + 30 * 1.36  # two evaluations: step 320 and the end
+    work = {"agent_step": 480, "pool_state": 640, "query": 64, "round": 2, "game": 30}  # two evaluations of 15
+    seconds = sum(costs.SECONDS[unit] * n for unit, n in work.items())
     assert table["hours"].item() == pytest.approx(seconds / 3600, abs=0.0005)
     assert describe_total(table) == "1 cells, about 1 minutes one after the other and 0.0 GB"
     assert "about 2.5 hours one after" in describe_total(table.assign(hours=2.5))

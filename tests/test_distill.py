@@ -3,12 +3,10 @@
 import copy
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -25,14 +23,9 @@ from aamlib.replay import FramePool
 from aamlib.selections import rounds_of
 from aamlib.starts import read_starts
 
-pytestmark = pytest.mark.slow
+loop = sys.modules["aamlib.distill"]  # whose name in the package is the function's
 
-RUN_FROM_JSON = """
-import json, sys
-import aamlib
-settings = json.loads(sys.argv[1])
-print(aamlib.distill(aamlib.ExperimentConfig(**settings), sys.argv[2]).status)
-"""
+pytestmark = pytest.mark.slow
 
 
 def learned(run):
@@ -76,6 +69,54 @@ def test_a_run_records_what_it_did(finished, tiny):
     }
     scored = metrics.dropna(subset=["score"]).set_index("agent_steps")["score"]
     assert scored.to_dict() == finished.evaluations.groupby("agent_steps")["score"].mean().to_dict()
+    assert metrics["epsilon"].tolist() == [tiny.epsilon(steps) for steps in metrics["agent_steps"]]
+    assert metrics["pool_states"].tolist() == [160, 320, 320, 320, 320]
+    assert (metrics["memory_mb"] > 100).all()
+    seconds = metrics.filter(like="seconds_").iloc[1:]
+    assert (seconds > 0).all(axis=None)
+    assert seconds["seconds_evaluate"].nlargest(2).index.tolist() in ([2, 4], [4, 2]), "after 480 and 800 steps"
+
+
+def test_the_seed_decides_about_weights_and_games(with_settings, tmp_path):
+    def begin(name, seed):
+        (tmp_path / name).mkdir()
+        run = Distillation(with_settings(seed=seed), tmp_path / name)
+        run.open()
+        return run
+
+    first, again, other = begin("first", 0), begin("again", 0), begin("other", 1)
+    for name, weights in first.student.named_parameters():
+        assert torch.equal(again.student.get_parameter(name), weights)
+        assert weights.dim() == 1 or not torch.equal(other.student.get_parameter(name), weights)
+    np.testing.assert_array_equal(again.states, first.states)
+    assert not np.array_equal(other.states, first.states)
+
+
+def test_exploration_falls_as_configured(with_settings, tmp_path, monkeypatch):
+    config, explored, greedy = with_settings(total_steps=480), [], loop.epsilon_greedy
+    monkeypatch.setattr(loop, "epsilon_greedy", lambda q, share, of: explored.append(share) or greedy(q, share, of))
+    aamlib.distill(config, tmp_path)
+    assert explored == [config.epsilon(steps) for steps in range(0, 480, 4)]
+    assert len(set(explored)) == 41, "1 in the warm-up, then falling at every step, then at rest"
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_evaluations_are_as_configured_and_never_twice_of_the_same_games(with_settings, tmp_path, monkeypatch, dropout):
+    config = with_settings(evaluation_dropout=dropout, evaluation_epsilon=0.25, evaluate_every=160, total_steps=640)
+    states, calls = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8), []
+
+    def evaluate(policy, *arguments, **settings):
+        calls.append((not torch.equal(policy(states), policy(states)), *arguments, settings))
+        return np.array([3.0, 4.0])
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    run = aamlib.distill(config, tmp_path)
+    assert run.metrics["score"].iloc[1:].tolist() == [3.5, 3.5, 3.5]
+    dropped, games, episodes, epsilons, seeds, settings = zip(*calls, strict=True)
+    assert set(dropped) == {dropout}
+    assert (set(games), set(episodes), set(epsilons)) == ({"pong"}, {2}, {0.25})
+    assert settings == 3 * ({"max_frames": config.max_game_frames, "device": "cpu"},)
+    assert len(set(seeds)) == 3
 
 
 @pytest.mark.parametrize("acting_dropout", [True, False])
@@ -86,21 +127,25 @@ def test_the_student_plays_greedily_once_exploration_has_fallen_and_the_pool_has
     run = Distillation(config, tmp_path)
     run.states, _ = run.envs.reset(seed=np.arange(4))
     run.started, run.agent_steps = np.ones(4, dtype=bool), config.warmup_steps + config.epsilon_decay_steps
-    seen, step = [torch.from_numpy(run.states)], run.envs.step
+    seen, cut, step = [torch.from_numpy(run.states)], [], run.envs.step
 
     def watched(actions):
         assert run.student.training == acting_dropout
         assert run.student(seen[-1]).argmax(dim=1).tolist() == actions.tolist()
         result = step(actions)
         seen.append(torch.from_numpy(result[0].copy()))
+        cut.append(result[3])
         return result
 
     run.envs.step = watched
-    run.collect(200)  # more than one game of each, which are cut
+    run.collect(200)
+    assert np.flatnonzero(np.any(cut, axis=1)).tolist() == [29], "after 120 frames, in 50 steps of each game"
     assert torch.equal(run.pool.read(run.pool.ids()), torch.cat(seen[:-1]))
 
 
-def test_training_is_adam_on_the_cross_entropy_to_the_experts_policy_summed_over_each_batch(with_settings, tmp_path):
+def test_training_is_adam_on_the_cross_entropy_to_the_experts_policy_summed_over_each_batch(
+    with_settings, tmp_path, monkeypatch
+):
     config = with_settings(dropout=0.0)
     run = Distillation(config, tmp_path)
     for _ in range(20):
@@ -108,9 +153,12 @@ def test_training_is_adam_on_the_cross_entropy_to_the_experts_policy_summed_over
     queried, labels = run.pool.ids()[::2], torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
     plain = copy.deepcopy(run.student)
     adam = torch.optim.Adam(plain.parameters(), config.learning_rate, eps=config.adam_epsilon)
-    losses = []
+    losses, agreed, cleared = [], 0, []
+    monkeypatch.setattr(loop, "clear_moments", cleared.append)
     for batch in torch.randperm(40, generator=run.generator("shuffle")).split(config.batch_size):
-        log_policy = (plain(run.pool.read(queried[batch])) / config.temperature).log_softmax(dim=1)
+        q_values = plain(run.pool.read(queried[batch]))
+        agreed += (q_values.argmax(dim=1) == labels[batch].argmax(dim=1)).sum().item()
+        log_policy = (q_values / config.temperature).log_softmax(dim=1)
         loss = -((labels[batch] / config.temperature).softmax(dim=1) * log_policy).sum()
         adam.zero_grad()
         loss.backward()
@@ -120,6 +168,9 @@ def test_training_is_adam_on_the_cross_entropy_to_the_experts_policy_summed_over
     row = run.train(queried, labels)
     assert run.student.training, "with dropout"
     assert row["loss"] == pytest.approx(sum(losses), rel=1e-4)
+    assert row["loss_per_label"] == pytest.approx(sum(losses) / 40, rel=1e-4)
+    assert 0 < row["query_agreement"] == agreed / 40 < 1
+    assert cleared == [run.optimiser]
     for trained, expected in zip(run.student.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(trained, expected, rtol=1e-4, atol=1e-6)
 
@@ -173,11 +224,17 @@ def test_a_users_own_function_is_found_used_and_recorded(with_settings, tmp_path
     assert selection.loc[queried, "score_mine:margin"].mean() > selection.loc[~queried, "score_mine:margin"].mean()
 
 
-def test_a_users_function_that_returns_nonsense_stops_the_run(with_settings, tmp_path, monkeypatch):
-    (tmp_path / "nans.py").write_text("def f(logits, *, generator=None):\n    return logits[:, 0, 0] * float('nan')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(aamlib.ConfigError, match="finite"):
-        aamlib.distill(with_settings(acquisition="nans:f"), tmp_path / "run")
+def test_a_users_function_that_returns_nonsense_later_keeps_the_rounds_done(with_settings, tmp_path, monkeypatch):
+    def scores(logits, *, generator=None):
+        return logits[:, 0, 0] * (1.0 if run.round < 3 else torch.nan)
+
+    monkeypatch.setitem(aamlib.ACQUISITIONS, "later", scores)
+    run = Distillation(with_settings(), tmp_path)  # whose check of the function is passed
+    run.config = with_settings(acquisition="later")
+    with pytest.raises(aamlib.ConfigError, match="320 of 320 scores are not finite"):
+        run.run()
+    assert aamlib.Run(tmp_path).status == "interrupted"
+    assert aamlib.Run(tmp_path).metrics["round"].tolist() == [0, 1, 2]
 
 
 def test_a_users_function_that_cannot_work_is_refused_before_anything_is_written(with_settings, tmp_path, monkeypatch):
@@ -194,27 +251,39 @@ def test_the_student_learns_the_experts_policy(with_settings, tmp_path):
     assert metrics["probe_random_kl"].iloc[-1] < 0.2 * metrics["probe_random_kl"].iloc[0]
 
 
-def test_killed_at_any_moment_it_goes_on_and_loses_nothing(with_settings, tmp_path):
-    config, run_dir = with_settings(total_steps=1_440, query_fraction=1.0), tmp_path / "run"
-    command = [sys.executable, "-c", RUN_FROM_JSON, json.dumps(config.asdict()), str(run_dir)]
-    kills = 0
-    for rounds_before_kill in (0, 2, 4, 6):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            done = len(list((run_dir / "selections").glob("*.parquet"))) if run_dir.exists() else -1
-            if done >= rounds_before_kill:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.001 * (1 + rounds_before_kill))
-        process.wait()
-    assert kills == 4
-    run = aamlib.distill(config, run_dir)
+WRITTEN = ("selections/*.parquet", "checkpoints/*.safetensors", "checkpoints/*.pt", "pool/*.zst", "checkpoints/*.json",
+           "metrics.csv", "evaluations.csv", "progress.json")  # fmt: skip
+KILLED = """
+import fnmatch, json, os, signal, sys
+import aamlib
+from aamlib import files
+config, run_dir, pattern = aamlib.ExperimentConfig(**json.loads(sys.argv[1])), sys.argv[2], sys.argv[3]
+replace, times = files._replace, 0
+
+def killed(temporary, path):
+    global times
+    times += fnmatch.fnmatch(path.relative_to(run_dir).as_posix(), pattern)
+    if times == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(temporary, path)
+
+files._replace = killed
+aamlib.distill(config, run_dir)
+"""
+
+
+def test_killed_just_before_any_of_its_files_is_there_it_goes_on_and_loses_nothing(with_settings, tmp_path):
+    config = with_settings(total_steps=13 * 160, query_fraction=1.0, evaluate_every=320, evaluation_episodes=1)
+    for pattern in WRITTEN:  # each time one round, or two, are saved before
+        command = [sys.executable, "-c", KILLED, json.dumps(config.asdict()), str(tmp_path), pattern]
+        assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    run = aamlib.distill(config, tmp_path)
     assert run.status == "finished"
-    assert_every_round_once(run, config, rounds=8)
-    assert 1 <= run.metrics["resumed"].sum() <= 4
-    assert run.metrics["unique_labels"].tolist() == [0, *range(320, 1_441, 160)], "no label is forgotten"
-    assert run.evaluations.groupby("round").size().eq(2).all()
+    assert_every_round_once(run, config, rounds=12)
+    assert run.metrics["resumed"].sum() == len(WRITTEN)
+    assert run.metrics["unique_labels"].tolist() == [0, *range(320, 2_081, 160)], "no label is forgotten"
+    assert run.evaluations["agent_steps"].tolist() == [*range(320, 2_080, 320), 2_080]
+    assert not [path for path in tmp_path.rglob(".*") if path.parent != tmp_path], "no half-written file stays"
 
 
 def interrupt_in_round(number, monkeypatch):
@@ -324,6 +393,21 @@ def test_frames_are_saved_in_pieces_and_put_together_again(tmp_path, monkeypatch
         checkpoints.save_checkpoint(tmp_path, number, {}, {}, pool)
     lasts = [int(path.stem.split("-")[1]) for path in sorted((tmp_path / "pool").glob("*.zst"))]
     assert lasts == [4, 8, 9, 13, 17, 18]
+    checkpoints.load_checkpoint(tmp_path, restored)
+    assert torch.equal(restored.read(restored.ids()), pool.read(pool.ids()))
+
+
+def test_frames_that_no_checkpoint_needs_are_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_STATES_PER_SEGMENT", 10)
+    random, pool, restored = np.random.default_rng(0), FramePool(15, 3), FramePool(15, 3)  # 5 steps, and 3 before them
+    for number in range(1, 5):
+        for _ in range(4):
+            pool.add(random.integers(256, size=(3, 84, 84), dtype=np.uint8), random.random(3) < 0.2)
+        checkpoints.save_checkpoint(tmp_path, number, {}, {}, pool)
+    for keep, firsts in ((2, [4, 8, 12]), (1, [8, 12])):
+        checkpoints.drop_checkpoints(tmp_path, keep)
+        assert [int(path.stem.split("-")[0]) for path in sorted((tmp_path / "pool").glob("*.zst"))] == firsts
+        assert len(list((tmp_path / "checkpoints").iterdir())) == 3 * keep
     checkpoints.load_checkpoint(tmp_path, restored)
     assert torch.equal(restored.read(restored.ids()), pool.read(pool.ids()))
 
@@ -526,12 +610,24 @@ def test_a_run_whose_own_function_was_changed_does_not_go_on(with_settings, tmp_
     assert run.metrics["round"].max() == 1, "nothing was done"
 
 
-def test_two_processes_on_one_folder_the_second_stops(tiny, tmp_path):
-    with (
-        aamlib.files.lock_run(tmp_path / "run"),
-        pytest.raises(aamlib.RunFolderError, match="in use by another process"),
-    ):
-        aamlib.distill(tiny, tmp_path / "run")
+LOCK = """
+import sys
+from aamlib.files import lock_run
+with lock_run(sys.argv[1]):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_on_one_folder_the_second_stops_until_the_first_ends(with_settings, tmp_path):
+    config = with_settings(total_steps=320)
+    command = [sys.executable, "-c", LOCK, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(aamlib.RunFolderError, match="in use by another process"):
+            aamlib.distill(config, tmp_path / "run")
+        other.kill()
+    assert aamlib.distill(config, tmp_path / "run").status == "finished"
 
 
 def test_where_nothing_frees_a_dead_processs_lock_the_file_to_remove_is_named(tmp_path, monkeypatch):

@@ -14,7 +14,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import gymnasium
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ import safetensors.torch
 import torch
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.torch_layers import NatureCNN
+from synthetic import Screens
 from torch import nn
 
 import aamlib
@@ -30,6 +30,7 @@ from aamlib.experts import EXPERTS_DIR, ExpertError, expert_path, fingerprint, l
 from aamlib.files import RunFolderError
 from aamlib.grids import plan
 from aamlib.networks import NatureDQN
+from aamlib.precision import reduced_precision
 
 CARD = {"game": "pong", "agent_steps": 1_000, "scores": [20.0, 21.0]}
 
@@ -311,18 +312,6 @@ def test_a_card_takes_numbers_and_arrays_of_numpy(tmp_path, network):
 # Experts of others.
 
 
-class Screens(gymnasium.Env):
-    """Games that show noise: just enough to make a model of Stable-Baselines3."""
-
-    observation_space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-
-    def __init__(self, n_actions=6):
-        self.action_space = gymnasium.spaces.Discrete(n_actions)
-
-    def reset(self, *, seed=None, options=None):
-        return self.observation_space.sample(), {}
-
-
 @pytest.fixture(scope="module")
 def sb3_zip(tmp_path_factory):
     """A model's Q-network, and the zip that Stable-Baselines3 itself saved."""
@@ -573,6 +562,14 @@ def test_module_with_another_number_of_actions_than_it_says_is_refused():
     module.n_actions, module.layer = 6, module.layer.double()
     with pytest.raises(ExpertError, match="Bright failed"):
         load_expert(module)
+
+
+def test_labels_are_float32s_whatever_precision_is_set_around(network):
+    states = torch.randint(256, (5, 4, 84, 84), dtype=torch.uint8)
+    with reduced_precision("bfloat16"):
+        labels, rough = experts.label(network, states), network(states)
+    assert torch.equal(labels, experts.label(network, states))
+    assert not torch.allclose(labels, rough, rtol=1e-4, atol=1e-4)
 
 
 def test_fingerprint_is_that_of_the_weights_alone(saved, network):

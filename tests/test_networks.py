@@ -90,6 +90,16 @@ def test_frames_in_a_row_stand_for_a_state_each_from_the_fourth_on(normalise):
         torch.testing.assert_close(network(series_of(space_to_depth(frames))), network(stacks))
 
 
+def test_weights_begin_as_he_et_al_draw_them_and_biases_as_zeros():
+    network = NatureDQN(18, conv_bias=True)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            n_inputs = layer.weight[0].numel()
+            assert layer.weight.std().item() == pytest.approx((2 / n_inputs) ** 0.5, rel=0.05)
+            assert abs(layer.weight.mean().item()) < 5 * (2 / n_inputs / layer.weight.numel()) ** 0.5
+            assert not layer.bias.any()
+
+
 # Dropout.
 
 

@@ -1,5 +1,6 @@
 """Training of experts: the returns by hand, and a training that is interrupted."""
 
+import copy
 import dataclasses
 import functools
 import shutil
@@ -10,6 +11,7 @@ import torch
 
 import aamlib
 from aamlib import pqn
+from aamlib.atari import env_seeds
 from aamlib.pqn import PQNConfig, Training, _Rollout
 
 
@@ -62,26 +64,127 @@ def trained(small, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_goes_on_from_its_last_evaluation(small, tmp_path, monkeypatch):
-    learn = Training.learn
+@pytest.mark.parametrize(
+    ("step", "share_of_peak"), [(0, 1 / 3), (256, 1 / 2), (512, 1 / 6)]
+)  # after the rollout 128 more
+def test_a_rollout_is_learned_as_a_plain_loop_learns_it(small, tmp_path, step, share_of_peak):
+    config = dataclasses.replace(small, game="breakout", warmup_share=0.5, max_grad_norm=1e-3)
+    training = Training(config, tmp_path)
+    assert not training.network.head.weight.any(), "no maximum over random Q-values"
+    torch.nn.init.normal_(training.network.head.weight)
+    training.step = step
+    seen, taken, env_step = [training.states.copy()], [], training.envs.step
+
+    def watched(actions):
+        states, rewards, terminated, truncated, info = env_step(actions)
+        seen.append(states.copy())
+        taken.append((actions, rewards, terminated | truncated))
+        return states, rewards, terminated, truncated, info
+
+    training.envs.step = watched
+    training.act()
+    torch.manual_seed(3)
+    network = copy.deepcopy(training.network)
+    targets, loss = training.learn()
+
+    states = torch.from_numpy(np.stack(seen))
+    actions, rewards, ended = (np.stack(column) for column in zip(*taken, strict=True))
+    with torch.no_grad():
+        best_q = torch.stack([network(of_step).amax(dim=1) for of_step in states]).numpy()
+    expected, following = np.empty((32, 4)), best_q[32]
+    for t in reversed(range(32)):
+        bootstrap = config.td_lambda * following + (1 - config.td_lambda) * best_q[t + 1]
+        following = expected[t] = rewards[t] + config.gamma * ~ended[t] * bootstrap
+    np.testing.assert_allclose(targets.view(32, 4), expected, rtol=1e-4, atol=1e-5)
+    states, actions = states[:-1].flatten(0, 1), torch.from_numpy(actions).flatten()
+    adam, losses = torch.optim.Adam(network.parameters(), share_of_peak * config.learning_rate, eps=1e-5), []
+    torch.manual_seed(3)
+    for _ in range(config.epochs):
+        for chosen in torch.randperm(128).split(config.minibatch_size):
+            q_taken = network(states[chosen])[torch.arange(len(chosen)), actions[chosen]]
+            of_batch = (q_taken - targets[chosen]).square().mean()
+            adam.zero_grad()
+            of_batch.backward()
+            norm = torch.cat([weights.grad.flatten() for weights in network.parameters()]).norm()
+            assert norm > config.max_grad_norm
+            for weights in network.parameters():
+                weights.grad *= config.max_grad_norm / norm
+            adam.step()
+            losses.append(of_batch.item())
+    assert loss == pytest.approx(np.mean(losses), rel=1e-3)
+    for name, weights in training.network.state_dict().items():
+        torch.testing.assert_close(weights, network.state_dict()[name], rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_the_expert_is_the_moving_average_which_is_what_is_evaluated(small, tmp_path, monkeypatch):
+    config = dataclasses.replace(small, total_steps=512, ema_decay=0.75, exploration_share=0.5, seed=7)
+    learn, make_envs, epsilon_greedy = Training.learn, pqn.make_envs, pqn.epsilon_greedy
+    learned, evaluated, made, explored, cleared = [], [], [], [], []
+
+    def watched(self):
+        result = learn(self)
+        learned.append(copy.deepcopy(self.network.state_dict()))
+        return result
+
+    def evaluate(policy, *arguments, **settings):
+        evaluated.append((copy.deepcopy(policy.module.state_dict()), arguments, settings))
+        return np.array([3.0, 4.0])
+
+    monkeypatch.setattr(Training, "learn", watched)
+    monkeypatch.setattr(pqn, "evaluate", evaluate)
+    monkeypatch.setattr(pqn, "make_envs", lambda *args, **more: made.append(more) or make_envs(*args, **more))
+    monkeypatch.setattr(pqn, "epsilon_greedy", lambda q, share: explored.append(share) or epsilon_greedy(q, share))
+    monkeypatch.setattr(pqn, "clear_moments", cleared.append)
+    expert = aamlib.train_expert(config, tmp_path).state_dict()
+    average = learned[0]
+    for weights in learned[1:]:
+        average = {name: 0.75 * average[name] + 0.25 * weights[name] for name in average}
+    assert len(learned) == len(cleared) == 4
+    for name, weights in expert.items():
+        torch.testing.assert_close(weights, average[name])
+        assert torch.equal(weights, evaluated[-1][0][name])
+    assert not torch.allclose(expert["head.weight"], learned[-1]["head.weight"], atol=1e-6)
+    assert [call[1:] for call in evaluated] == 2 * [(("pong", 1), {"seed": 7, "device": "cpu"})]
+    assert np.genfromtxt(tmp_path / "curve.csv", delimiter=",", names=True)["evaluation_score"].tolist() == [3.5, 3.5]
+    assert made == [{"clip_rewards": True, "life_loss_ends": True}]
+    assert explored == pytest.approx(np.maximum(0.01, 1 - 0.99 * np.arange(0, 512, 4) / 256))
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_from_its_last_evaluation_with_new_games(small, tmp_path, monkeypatch):
+    folder, learn, act = tmp_path / "resumed", Training.learn, Training.act
 
     def stopped(self):
         if self.step > 512:
             raise KeyboardInterrupt
         return learn(self)
 
-    monkeypatch.setattr(Training, "learn", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        aamlib.train_expert(small, tmp_path)
-    monkeypatch.undo()
-    expert = aamlib.train_expert(small, tmp_path)
-    curve = np.genfromtxt(tmp_path / "curve.csv", delimiter=",", names=True)
+    def with_new_games(self):
+        if self.step == 512:
+            self.states, _ = self.envs.reset(seed=env_seeds(self.config.seed, "train 512", self.config.n_envs))
+        act(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "learn", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            aamlib.train_expert(small, folder)
+    expert = aamlib.train_expert(small, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "act", with_new_games)
+        whole = aamlib.train_expert(small, tmp_path / "whole").state_dict()
+    assert all(torch.equal(weights, whole[name]) for name, weights in expert.state_dict().items())
+    curve, of_whole = (
+        np.genfromtxt(tmp_path / name / "curve.csv", delimiter=",", names=True) for name in ("resumed", "whole")
+    )
+    for column in ("agent_steps", "evaluation_score", "loss", "mean_target"):
+        assert curve[column].tolist() == of_whole[column].tolist()
     assert curve["agent_steps"].tolist() == [256, 512, 768]
     assert (np.diff(curve["seconds"]) > 0).all()
     assert not expert.training
-    (tmp_path / "curve.csv").unlink()
-    aamlib.train_expert(small, tmp_path)
-    assert len(np.genfromtxt(tmp_path / "curve.csv", delimiter=",", names=True)) == 3, "written with nothing left to do"
+    (folder / "curve.csv").unlink()
+    aamlib.train_expert(small, folder)
+    assert len(np.genfromtxt(folder / "curve.csv", delimiter=",", names=True)) == 3, "written with nothing left to do"
 
 
 @pytest.mark.slow

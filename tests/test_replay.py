@@ -156,6 +156,15 @@ def test_pool_restored_from_segments_reads_and_goes_on_alike(script, data):
     assert_reads(restored, games.seen, restored.ids())
 
 
+def test_steps_that_are_overwritten_or_to_come_are_no_segment():
+    pool, games = FramePool(4, 2), ScriptedGames(2)  # of 2 steps, and 3 before them
+    fill(pool, games, [[False, False]] * 9)
+    assert len(pool.segment(4, 9)["frames"]) == 5
+    for first, last in ((3, 9), (4, 10), (8, 7)):
+        with pytest.raises(IndexError, match=rf"steps \[{first}, {last}\) are not all in the ring"):
+            pool.segment(first, last)
+
+
 def test_segment_is_a_copy():
     pool, games = FramePool(4, 2), ScriptedGames(2)
     fill(pool, games, [[True, True]] * 3)

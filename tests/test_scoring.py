@@ -153,6 +153,30 @@ def test_without_int8_all_scores_are_exact(student, pool, heads, exact):
     torch.testing.assert_close(scores, aamlib.ACQUISITIONS["bald"](exact).double(), rtol=0, atol=1e-5)
 
 
+def test_the_scores_of_a_pool_are_those_of_its_states_one_by_one(student, heads, monkeypatch):
+    monkeypatch.setattr(scoring, "FORWARD_BATCH", 16)
+    pool, random = FramePool(60, 3), np.random.default_rng(0)
+    for _ in range(34):
+        pool.add(random.integers(256, size=(3, 84, 84), dtype=np.uint8), random.random(3) < 0.1)
+    scores = score_pool(student, pool, heads, 6, aamlib.ExperimentConfig(), seeded(0))
+    states = pool.read(pool.ids())
+    assert 0 < pool.at_start(pool.ids()).sum() < 30
+    expected = aamlib.ACQUISITIONS["bald"](student.q_samples(states, heads=heads) / 0.1)
+    torch.testing.assert_close(scores, expected.double(), rtol=0, atol=1e-5)
+
+
+def test_an_own_function_draws_from_the_generator_of_the_round(student, pool, heads, monkeypatch):
+    def noise(logits, *, generator=None):
+        return torch.rand(len(logits), generator=generator)
+
+    monkeypatch.setitem(aamlib.ACQUISITIONS, "noise", noise)
+    config = aamlib.ExperimentConfig(acquisition="noise")
+    few = Pool(pool.states[:300])
+    first, again, other = (score_pool(student, few, heads, 6, config, seeded(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert (first != other).all()
+
+
 def test_an_own_function_is_not_asked_about_no_states(student, pool, heads, monkeypatch):
     def spread(logits, *, generator=None):
         return torch.stack([passes.std(dim=0).max() for passes in logits])

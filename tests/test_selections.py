@@ -58,11 +58,14 @@ def test_each_function_would_ask_about_its_highest_scores_and_ties_fall_by_the_r
     assert selections.would_ask(table, "bald", 0.5).tolist() == [False, True, False, True]
     level = table.assign(score_bald=0.0)
     assert selections.would_ask(level, "bald", 0.5).tolist() == [True, False, True, False]
+    assert selections.would_ask(table, "bald", 0.01).tolist() == [False, False, False, True], "one at least"
 
 
 def test_choices_and_agreement_per_round(table):
     described = selections.describe(table, temperature=1.0)
-    states = pd.concat([described.assign(round=number) for number in (1, 2)], ignore_index=True)
+    queried = described.assign(kind="queried", score_entropy=[9.0, 0.0, 8.0, 1.0], score_bald=[5.0, 6.0, 7.0, 8.0])
+    both = pd.concat([described, queried])  # what was asked about is no sample of the pool
+    states = pd.concat([both.assign(round=number) for number in (1, 2)], ignore_index=True)
     choices = selections.choices(states, fraction=0.5).set_index(["round", "score"])
     assert choices.loc[(2, "entropy"), "indifferent"] == 0.5
     assert choices.loc[(2, "bald"), "indifferent"] == 0.0
@@ -86,6 +89,9 @@ def recorded(tmp_path):
         stacks = [np.zeros((4, 84, 84), np.uint8).tobytes()] * len(logits)
         table["frames"] = [*stacks, None]
         table["q_samples"] = [*(states.flatten() * 0.5 for states in logits.astype(np.float32)), None]
+        alike = table.assign(kind="queried")  # other states, which are no sample of the pool
+        alike["q_samples"] = [*(np.arange(states.size, dtype=np.float32) * i for i, states in enumerate(logits)), None]
+        table = pd.concat([table, alike], ignore_index=True)
         runs.write_selection(tmp_path, 3, table)
         config = aamlib.ExperimentConfig(acquisition="random", temperature=0.5, n_samples=logits.shape[1])
         (tmp_path / "config.json").write_text(json.dumps(config.asdict()))
@@ -148,6 +154,7 @@ def test_an_auroc_of_few_mistakes_is_not_taken():
     n = 2 * selections.FEWEST
     states = pd.DataFrame({"round": 1, "kind": "random", "score_bald": np.arange(n), "indifferent": False})
     states["costly"] = states.index >= selections.FEWEST  # ten of twenty, the highest scores
+    states = pd.concat([states, states.assign(kind="queried", costly=~states["costly"])], ignore_index=True)
     assert selections.was_right(states)[["auroc", "auroc_decided", "costly"]].to_numpy().tolist() == [[1, 1, 10]]
     states.loc[n - 1, "indifferent"] = True
     assert selections.was_right(states).fillna(-1)[["auroc", "auroc_decided"]].to_numpy().tolist() == [[1, -1]]

@@ -12,12 +12,17 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import traitlets
 from matplotlib.colors import to_hex
 from nbconvert import HTMLExporter
 from PIL import Image
+from scipy.special import softmax
+from scipy.stats import entropy
 
 import aamlib
+from aamlib import figures
+from aamlib.atari import action_names
 from aamlib.experts import fingerprint
 from aamlib.publish import publish
 from aamlib.runs import recorded_runs
@@ -66,6 +71,30 @@ def test_moving_the_step_changes_frame_policy_mark_and_numbers(view):
     assert "step 30 of 59" in view.readout
     image = np.asarray(Image.open(io.BytesIO(frame.value)))
     np.testing.assert_array_equal(image[::4, ::4], view.recording.frames[30])
+
+
+def test_the_numbers_and_pictures_are_those_of_the_step(runs, pong_expert):
+    view = ExpertView("pong", pong_expert, "pong-bald", runs, steps=150, seed=1, temperature=0.2)
+    game, names, tau = view.recording, action_names("pong"), view.temperature
+    watched = aamlib.load_student(runs["pong-bald"].dir)(torch.from_numpy(game.stacks())).detach().numpy()
+    agreed = (watched.argmax(axis=1) == game.q_values.argmax(axis=1)).mean()
+    assert game.rewards.any()
+    for step in (0, int(np.flatnonzero(game.rewards)[0]) + 1, 149):
+        view.step = step
+        q = np.sort(game.q_values[step])
+        undecided = entropy(softmax(q / tau))
+        text = f": step {step} of 149, {names[game.actions[step]]}, score {sum(game.rewards[:step])}; Q-gap "
+        text += f"{q[-1] - q[-2]:.3f}, Q-range {q[-1] - q[0]:.3f}, policy entropy {undecided:.2f} nats (indifferent in "
+        assert text in view.readout
+        assert f"would do {names[watched[step].argmax()]} (agrees with the expert in {agreed:.0%} of" in view.readout
+        for policy, of_step in zip(view.policies(), (game.q_values[step], watched[step]), strict=True):
+            np.testing.assert_allclose(policy, softmax(of_step / tau), rtol=1e-3, atol=1e-6)
+        axes = view.figure().axes
+        frame, strip = (image for ax in axes for image in ax.images)
+        np.testing.assert_array_equal(frame.get_array(), game.frames[step])
+        np.testing.assert_array_equal(strip.get_array()[1:85, 3 * 86 + 1 : 3 * 86 + 85], game.frames[step])
+        marks = [line.get_xdata() for ax in axes for line in ax.lines if len(line.get_xdata()) == 2]
+        assert sum(list(mark) == [step, step] for mark in marks) == 2, "over Q-values and over Q-gaps"
 
 
 def test_a_click_on_the_timeline_goes_to_its_step(view):
@@ -293,6 +322,34 @@ def test_a_round_that_was_not_recorded_is_refused_and_the_slider_takes_the_neare
     last = view.round
     view.round = 10**6
     assert view.round == last
+    first, second = view.rounds[:2]
+    assert second - first > 2
+    for number, nearest in ((first + 1, first), (second - 1, second)):
+        view.round = number
+        assert view.round == nearest
+
+
+def test_the_numbers_and_pictures_of_a_selection_are_those_of_its_states(runs):
+    view = SelectionView(runs, "pong-bald", position=13)
+    shown, state = view.shown, view.shown.iloc[13]
+    gap = np.diff(np.sort(np.stack(shown["expert_q"].to_list()), axis=1)[:, -2:])
+    told = (
+        f"50 states, {shown['indifferent'].mean():.0%} expert-indifferent, {shown['costly'].mean():.0%} costly "
+        f"mistakes, mean Q-gap {gap.mean():.3f}. State {state['state_id']}: entropy {state['score_entropy']:.2f}, BALD "
+        f"{state['score_bald']:.3f} nats, Q-gap {gap[13, 0]:.3f}, regret {state['regret']:.3f}"
+    )
+    assert view.readout == told
+    tile = (slice(86 + 1, 86 + 85), slice(3 * 86 + 1, 3 * 86 + 85))  # second row, fourth column
+    grid, strip = (image.get_array() for ax in view.figure().axes for image in ax.images)
+    for picture in (grid, np.asarray(Image.open(io.BytesIO(controls(view.panel, "aam-grid").png)))):
+        np.testing.assert_array_equal(picture[tile], state["frames"][3])
+    np.testing.assert_array_equal(strip[1:85, 1:85], state["frames"][0])
+    names, expert, student, passes = view.policies(state)
+    assert names == action_names("pong")
+    tau = runs["pong-bald"].config["temperature"]
+    np.testing.assert_allclose(expert, softmax(state["expert_q"] / tau), rtol=1e-3)
+    np.testing.assert_allclose(passes, softmax(state["q_samples"].astype(float) / tau, axis=1), rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(student, passes.mean(axis=0))
 
 
 def test_round_run_and_place_change_grid_and_numbers(runs):
@@ -487,7 +544,11 @@ def test_picked_points_show_their_numbers_and_frames(runs):
     picked = view.states["frames"].dropna().index[5:9]
     view.picked = tuple(picked.tolist())
     assert view.readout != whole
-    assert view.readout.startswith("4 of 2,000 states")
+    of_them = view.states.iloc[picked]
+    assert view.readout == (
+        f"4 of 2,000 states: {of_them['indifferent'].mean():.1%} expert-indifferent, {of_them['costly'].mean():.1%} "
+        f"costly mistakes, mean Q-gap {of_them['q_gap'].mean():.3f}; 4 with frames (the larger points)"
+    )
     assert motion.value != before
     np.testing.assert_array_equal(view.stacks(), np.stack(view.states["frames"].iloc[picked].to_list()))
     page = next(child for child in walk(view.panel) if hasattr(child, "y_scale_domain"))
@@ -579,6 +640,9 @@ def test_without_a_live_notebook_views_are_still_pictures(runs, view):
         bundle = shown._repr_mimebundle_()
         assert set(bundle) == {"image/png", "text/plain"}
         assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).width == 1200
+    left, right = (ax.images[0].get_array() for ax in SideBySide(still[1], still[2]).figure().axes)
+    np.testing.assert_array_equal(left, figures.pixels(still[1].figure()))
+    np.testing.assert_array_equal(right, figures.pixels(still[2].figure()))
 
 
 def test_in_a_live_notebook_they_are_widgets_with_a_picture_to_fall_back_on(runs, monkeypatch):
