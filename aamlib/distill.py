@@ -43,6 +43,7 @@ from aamlib.networks import FORWARD_BATCH, MCDropoutDQN, NatureDQN
 from aamlib.precision import clear_moments, reduced_precision
 from aamlib.replay import FramePool
 from aamlib.runs import COUNTERS, EVALUATIONS, METRICS, Run
+from aamlib.runtime import watching_other_work
 from aamlib.scoring import rough_trunk, score_pool, way_to_compute
 from aamlib.starts import check_hashes, read_starts, record_start
 from aamlib.trunks import Trunk, packed_trunk
@@ -112,7 +113,8 @@ class Distillation:
 
     def run(self) -> Run:
         """Do all rounds that are left."""
-        self.open()
+        with watching_other_work():
+            self.open()
         total = self.config.total_steps
         try:
             bar = tqdm(total=total, initial=self.agent_steps, unit="step", unit_scale=True, desc=self.run_dir.name)

@@ -27,6 +27,7 @@ from aamlib.files import RunFolderError, lock_run, read_torch, write_csv, write_
 from aamlib.networks import STACK_SHAPE, NatureDQN
 from aamlib.precision import bfloat16_works, clear_moments, fastest_precision, reduced_precision
 from aamlib.runs import check_settings
+from aamlib.runtime import watching_other_work
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     """
     with torch.random.fork_rng(devices=[]), lock_run(run_dir) as run_dir:
         check_settings(run_dir, config.asdict(), may_raise=())
-        training = Training(config, run_dir)
+        with watching_other_work():
+            training = Training(config, run_dir)
         write_json(run_dir / "config.json", training.config.asdict())
         return training.run()
 

@@ -5,9 +5,13 @@ the memory, a step of the emulator that follows a forward pass 1.3 times for the
 that compute all the time, training 3 times for the shorter wait.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+
+import psutil
 
 # A thread of torch that waits for another spins, by default 300,000 turns, on a processor on which the other could run,
 # where there is other work too. This many outlast the gaps within a step of training.
@@ -34,6 +38,26 @@ def end_idle_threads() -> None:
     """
     if _pause is not None:
         _pause(OMP_PAUSE_SOFT)
+
+
+@contextlib.contextmanager
+def watching_other_work() -> Iterator[None]:
+    """Say so if others, within the block, keep busy processors that torch's threads need, and so will wait for.
+
+    An operation of several threads ends with the slowest, which may stand still for milliseconds: on two cores, beside a
+    process that computes all the time, training by two threads took 5.6 times as long as by one.
+    """
+    process, threads, processors = psutil.Process(), torch.get_num_threads(), psutil.cpu_count() or 1
+    psutil.cpu_percent(), process.cpu_percent()  # what they give next is since then
+    yield
+    others = (psutil.cpu_percent() * processors - process.cpu_percent()) / 100
+    free = processors - others
+    if threads > max(1, free + 0.5):
+        print(
+            f"Other work keeps {others:.1f} of {processors} processors busy, for which {threads} threads would often "
+            f"wait; OMP_NUM_THREADS={max(1, int(free))}, set before the start, may be several times as fast.",
+            flush=True,
+        )
 
 
 def _forget() -> None:

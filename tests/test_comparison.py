@@ -369,6 +369,10 @@ def test_estimates_have_intervals_from_five_seeds_on_and_all_games_together():
     assert 0.1 <= low < 0.3 < high <= 0.9
 
 
+def test_shares_are_told_in_per_cent():
+    assert [comparison.percent(share) for share in (0.1, 0.05, 1.0, 0.125)] == ["10 %", "5 %", "100 %", "12.5 %"]
+
+
 def test_a_run_without_a_value_does_not_count_as_the_best():
     assert comparison.iqm(pd.Series([1.0, 2.0, 3.0, 4.0, np.nan])) == 2.5
 

@@ -1,0 +1,46 @@
+"""Whether others keep the processors busy is told, by numbers that are given and by those of a process at work."""
+
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from aamlib import runtime
+from aamlib.runtime import watching_other_work
+
+
+@pytest.mark.parametrize(
+    ("threads", "all_percent", "own_percent", "told"),
+    [
+        (4, 75.0, 20.0, "keeps 2.8 of 4 processors busy, for which 4 threads would often wait; OMP_NUM_THREADS=1, set"),
+        (4, 50.0, 50.0, "keeps 1.5 of 4 processors busy, for which 4 threads would often wait; OMP_NUM_THREADS=2, set"),
+        (4, 75.0, 280.0, ""),
+        (2, 50.0, 50.0, ""),
+        (1, 100.0, 0.0, ""),
+    ],
+)
+def test_other_work_is_told_where_threads_would_wait_for_it(
+    monkeypatch, capsys, threads, all_percent, own_percent, told
+):
+    process = SimpleNamespace(cpu_percent=lambda: own_percent)
+    numbers = {"Process": lambda: process, "cpu_percent": lambda: all_percent, "cpu_count": lambda: 4}
+    monkeypatch.setattr(runtime, "psutil", SimpleNamespace(**numbers))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with watching_other_work():
+        pass
+    out = capsys.readouterr().out
+    assert told in out
+    assert bool(out) == bool(told)
+
+
+def test_a_process_at_work_is_seen(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "get_num_threads", psutil.cpu_count)
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        with watching_other_work():
+            time.sleep(1)
+        other.kill()
+    assert capsys.readouterr().out.startswith("Other work keeps ")
