@@ -33,7 +33,7 @@ def test_the_summary_is_a_mean_over_rounds_and_then_over_seeds(tmp_path):
     assert (row["asked_indifferent_min"], row["asked_indifferent_max"]) == pytest.approx((0.2, 0.4))
     assert row["auroc"] == pytest.approx(0.6)
     assert (row["rounds_recorded"], row["rounds_auroc"]) == (3, 3), "of all seeds, but the first of each"
-    last = metrics[metrics["round"] > 12 - evidence.LAST].groupby("run")["probe_expert_kl"].mean()
+    last = metrics[metrics["round"] > 12 - 10].groupby("run")["probe_expert_kl"].mean()
     assert row["probe_expert_kl"] == pytest.approx(last.mean())
 
 

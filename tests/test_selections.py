@@ -49,6 +49,13 @@ def test_a_regret_of_exactly_tau_is_no_costly_mistake(table):
     assert selections.describe(table, temperature=2.0)["costly"].tolist() == [False, False, False, True]
 
 
+def test_label_entropy_by_hand():
+    q = np.array([[math.log(3), 0.0], [1.0, 1.0]])
+    three_quarters = 2 * math.log(2) - 0.75 * math.log(3)  # of softmax [3/4, 1/4]
+    np.testing.assert_allclose(selections.label_entropy(q, 1.0), [three_quarters, math.log(2)])
+    np.testing.assert_allclose(selections.label_entropy(2 * q, 2.0), [three_quarters, math.log(2)])
+
+
 def test_label_entropy_stays_finite_for_extreme_q_values():
     q = np.array([[1e4, 0, -1e4], [0, 0, 0]], np.float32)
     np.testing.assert_allclose(selections.label_entropy(q, 0.01), [0, math.log(3)], atol=1e-12)
