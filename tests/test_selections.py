@@ -45,6 +45,12 @@ def test_columns_counted_by_hand(table):
     assert set(selections.COLUMNS) <= set(described)
 
 
+def test_an_expert_is_indifferent_above_95_per_cent_of_the_highest_entropy():
+    shares = np.array([0.63, 0.64])  # of the likelier of two actions: 95.07 and 94.27 % of ln 2
+    q = np.stack([np.log(shares / (1 - shares)), np.zeros(2)], axis=1)
+    assert selections.describe_q(q, 1.0)["indifferent"].tolist() == [True, False]
+
+
 def test_a_regret_of_exactly_tau_is_no_costly_mistake(table):
     assert selections.describe(table, temperature=2.0)["costly"].tolist() == [False, False, False, True]
 
@@ -134,6 +140,7 @@ def test_too_few_passes_or_states_or_a_level_score_have_no_reliability(recorded)
     for shape in ((50, 7, 4), (50, 2, 4), (9, 10, 4)):
         assert recorded(np.random.default_rng(0).standard_normal(shape)).isna().all()
     assert recorded(np.zeros((50, 10, 4))).isna().all()
+    assert recorded(np.random.default_rng(0).standard_normal((10, 8, 4))).notna().all(), "these are just enough"
 
 
 def test_halves_that_tell_nothing_count_as_chance(recorded):
