@@ -44,8 +44,8 @@ def end_idle_threads() -> None:
 def watching_other_work() -> Iterator[None]:
     """Say so if others, within the block, keep busy processors that torch's threads need, and so will wait for.
 
-    An operation of several threads ends with the slowest, which may stand still for milliseconds: on two cores, beside a
-    process that computes all the time, training by two threads took 5.6 times as long as by one.
+    An operation of several threads ends with the slowest, which may stand still for milliseconds. On two cores, beside
+    a process that computes all the time, training by two threads took 5.6 times as long as by one.
     """
     process, threads, processors = psutil.Process(), torch.get_num_threads(), psutil.cpu_count() or 1
     psutil.cpu_percent(), process.cpu_percent()  # what they give next is since then
