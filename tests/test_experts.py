@@ -592,6 +592,7 @@ def test_weights_that_nobody_trained_here_are_left_out_of_the_table(tmp_path, ne
 def test_the_readme_has_commands_that_train_an_expert_stage_by_stage(tmp_path):
     shutil.copytree(EXPERTS_DIR, tmp_path / "experts", ignore=shutil.ignore_patterns("*.zst"))
     text = aamlib.cards.write_readme(tmp_path / "experts").read_text()
+    assert text == (EXPERTS_DIR / "README.md").read_text(), "call aamlib.cards.write_readme()"
     commands = [
         shlex.split(block.replace("\\\n", "")) for block in text.split("\n\n") if block.startswith("    papermill")
     ]

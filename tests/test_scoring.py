@@ -247,6 +247,15 @@ def test_rough_scores_that_are_exact_are_asked_for_a_sample_alone():
     assert asked == [1_000]
 
 
+def test_states_that_are_level_at_the_cut_are_all_asked_for_though_the_sample_shows_no_errors():
+    rough = torch.full((20_000,), 0.5, dtype=torch.float64)
+    rough[:5_000] = 0.2
+    exact = rough.clone()
+    exact[5_000::300] = 0.7  # fewer than one in a hundred
+    refined = refine(rough, lambda positions: exact[positions], 100, seeded(0))
+    assert torch.equal(refined, exact)
+
+
 def test_scores_that_differ_at_every_call_are_all_taken_from_the_exact_ones():
     exact = torch.rand(20_000, generator=seeded(1))
     refined = refine(torch.rand(20_000, generator=seeded(0)), lambda positions: exact[positions], 2_000, seeded(2))
