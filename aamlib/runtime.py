@@ -51,11 +51,12 @@ def watching_other_work() -> Iterator[None]:
     psutil.cpu_percent(), process.cpu_percent()  # what they give next is since then
     yield
     others = (psutil.cpu_percent() * processors - process.cpu_percent()) / 100
-    free = processors - others
-    if threads > max(1, free + 0.5):
+    fewer = max(1, int(processors - others))
+    if threads > max(1, processors - others + 0.5):
         print(
             f"Other work keeps {others:.1f} of {processors} processors busy, for which {threads} threads would often "
-            f"wait; OMP_NUM_THREADS={max(1, int(free))}, set before the start, may be several times as fast.",
+            f"wait; {fewer} (OMP_NUM_THREADS={fewer} before the start, or torch.set_num_threads({fewer})) may be "
+            "several times as fast.",
             flush=True,
         )
 

@@ -16,8 +16,18 @@ from aamlib.runtime import watching_other_work
 @pytest.mark.parametrize(
     ("threads", "all_percent", "own_percent", "told"),
     [
-        (4, 75.0, 20.0, "keeps 2.8 of 4 processors busy, for which 4 threads would often wait; OMP_NUM_THREADS=1, set"),
-        (4, 50.0, 50.0, "keeps 1.5 of 4 processors busy, for which 4 threads would often wait; OMP_NUM_THREADS=2, set"),
+        (
+            4,
+            75.0,
+            20.0,
+            "keeps 2.8 of 4 processors busy, for which 4 threads would often wait; 1 (OMP_NUM_THREADS=1",
+        ),
+        (
+            4,
+            50.0,
+            50.0,
+            "keeps 1.5 of 4 processors busy, for which 4 threads would often wait; 2 (OMP_NUM_THREADS=2",
+        ),
         (4, 75.0, 280.0, ""),
         (2, 50.0, 50.0, ""),
         (1, 100.0, 0.0, ""),
