@@ -232,6 +232,7 @@ def test_defaults_are_the_setting_of_the_study():
         "query_fraction": 0.1, "epsilon_final": 0.1, "epsilon_decay_steps": 500_000, "dropout": 0.3, "n_samples": 10,
         "temperature": 0.1, "batch_size": 32, "learning_rate": 6.25e-5, "adam_epsilon": 1.5e-4,
         "evaluate_every": 50_000, "evaluation_episodes": 15, "evaluation_epsilon": 0.05, "max_game_frames": 108_000,
+        "acting_dropout": True,
     }  # fmt: skip
     assert config.asdict().items() >= of_the_study.items()
     assert config.n_rounds == 340
@@ -284,8 +285,10 @@ def test_unknown_preset_is_told_the_nearest():
 
 
 def test_a_run_that_ends_within_the_warm_up_is_refused():
-    with pytest.raises(ConfigError, match="total_steps = 40000 ends within the warm-up of 50000 steps"):
-        ExperimentConfig(total_steps=40_000)
+    for steps in (40_000, 50_000):
+        with pytest.raises(ConfigError, match=f"total_steps = {steps} ends within the warm-up of 50000 steps"):
+            ExperimentConfig(total_steps=steps)
+    assert ExperimentConfig(total_steps=50_001).n_rounds == 1
 
 
 def test_games_that_can_be_used_are_returned():

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from aamlib import precision
 from aamlib.networks import MCDropoutDQN
-from aamlib.precision import clear_moments, fastest, instructions, reduced_precision
+from aamlib.precision import bfloat16_works, clear_moments, fastest, fastest_precision, instructions, reduced_precision
 
 
 @pytest.fixture
@@ -79,6 +80,33 @@ def test_a_trial_is_won_in_one_thread_whatever_interrupts_it(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     assert fastest({"slow": taking(2), "quick": taking(1)}) == "quick"
     assert numbers == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("works", "quicker", "expected"),
+    [(False, "bfloat16", "float32"), (True, "float32", "float32"), (True, "bfloat16", "bfloat16")],
+)
+def test_bfloat16_is_taken_where_it_works_and_is_faster(monkeypatch, works, quicker, expected):
+    tried, random_state = [], torch.get_rng_state()
+
+    def trial(ways):
+        for name, run in ways.items():
+            run()
+            tried.append(name)
+        return quicker
+
+    monkeypatch.setattr(precision, "bfloat16_works", lambda device: works)
+    monkeypatch.setattr(precision, "fastest", trial)
+    assert fastest_precision.__wrapped__("cpu") == expected
+    assert tried == (["float32", "bfloat16"] if works else []), "where it does not work, it takes far too long"
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_bfloat16_works_on_a_cpu_with_instructions_for_it(monkeypatch):
+    for answer in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda answer=answer: answer)
+        assert bfloat16_works("cpu") == answer
+        assert bfloat16_works("cuda")
 
 
 def test_instructions_are_those_that_torch_reports(monkeypatch):
