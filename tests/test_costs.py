@@ -5,7 +5,9 @@ import json
 import shutil
 
 import pytest
+from synthetic import write_run
 
+import aamlib
 from aamlib import costs
 from aamlib.costs import describe_total, estimate
 from aamlib.grids import plan
@@ -36,6 +38,19 @@ def test_neither_chance_nor_the_whole_pool_costs_scoring(tmp_path, monkeypatch):
     values = {"acquisition": ["bald", "random"], "query_fraction": [0.1, 1.0]}
     grid = {"constants": small, "values": values, "exclude": [{"acquisition": "random", "query_fraction": 1.0}]}
     assert estimate(plan(grid, tmp_path))["hours"].tolist() == [640, 0, 0]
+
+
+def test_what_runs_do_not_tell_keeps_its_default(tmp_path):
+    runs = {
+        name: write_run(tmp_path / name, acquisition=name, rounds=1) for name in ("random", "bald")
+    }  # no evaluation
+    for name, run in runs.items():
+        rounds = aamlib.Run(run).metrics.iloc[1:]
+        known = {"pool_state": rounds["seconds_score"].sum() / rounds["pool_states"].sum()} if name == "bald" else {}
+        measured = costs.measured_costs(run)["seconds"]
+        assert measured.keys() == costs.SECONDS.keys()
+        for unit in ("pool_state", "game"):
+            assert measured[unit] == pytest.approx(known.get(unit, costs.SECONDS[unit]))
 
 
 @pytest.mark.slow

@@ -70,6 +70,7 @@ def test_the_command_publishes_what_has_ended(sample, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["ended", "spent"]
     assert "begun: running, left out" in capsys.readouterr().out
     assert set(aamlib.load_runs(out)["run"]) == {"ended", "spent"}
+    assert list(out.rglob("*.parquet")) == []
     (runs / "begun" / "progress.json").write_text("{")
     shutil.rmtree(out)
     assert publish.main([str(runs), "--out", str(out)]) == 2
