@@ -2,7 +2,7 @@
 
 Measured on two cores (Linux, glibc, GNU OpenMP), with 40 games: forward passes of 128 states were 1.6 times as fast for
 the memory, a step of the emulator that follows a forward pass 1.3 times for the threads' end; and beside two processes
-that compute all the time, training 3 times for the shorter wait.
+that compute all the time, training 3 times for the shorter wait. What that leaves, `watching_other_work` tells.
 """
 
 import contextlib

@@ -229,10 +229,10 @@ def test_defaults_are_the_setting_of_the_study():
     config = ExperimentConfig()
     of_the_study = {
         "total_steps": 3_450_000, "warmup_steps": 50_000, "round_steps": 10_000, "pool_size": 100_000,
-        "query_fraction": 0.1, "epsilon_final": 0.1, "epsilon_decay_steps": 500_000, "dropout": 0.3, "n_samples": 10,
-        "temperature": 0.1, "batch_size": 32, "learning_rate": 6.25e-5, "adam_epsilon": 1.5e-4,
-        "evaluate_every": 50_000, "evaluation_episodes": 15, "evaluation_epsilon": 0.05, "max_game_frames": 108_000,
-        "acting_dropout": True,
+        "query_fraction": 0.1, "epsilon_final": 0.1, "epsilon_decay_steps": 500_000, "acting_dropout": True,
+        "dropout": 0.3, "n_samples": 10, "temperature": 0.1, "batch_size": 32, "learning_rate": 6.25e-5,
+        "adam_epsilon": 1.5e-4, "evaluate_every": 50_000, "evaluation_episodes": 15, "evaluation_epsilon": 0.05,
+        "max_game_frames": 108_000,
     }  # fmt: skip
     assert config.asdict().items() >= of_the_study.items()
     assert config.n_rounds == 340

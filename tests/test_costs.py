@@ -41,9 +41,8 @@ def test_neither_chance_nor_the_whole_pool_costs_scoring(tmp_path, monkeypatch):
 
 
 def test_what_runs_do_not_tell_keeps_its_default(tmp_path):
-    runs = {
-        name: write_run(tmp_path / name, acquisition=name, rounds=1) for name in ("random", "bald")
-    }  # no evaluation
+    names = ("random", "bald")
+    runs = {name: write_run(tmp_path / name, acquisition=name, rounds=1) for name in names}  # too short to be evaluated
     for name, run in runs.items():
         rounds = aamlib.Run(run).metrics.iloc[1:]
         known = {"pool_state": rounds["seconds_score"].sum() / rounds["pool_states"].sum()} if name == "bald" else {}

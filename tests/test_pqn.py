@@ -1,4 +1,4 @@
-"""Training of experts: the returns by hand, and a training that is interrupted."""
+"""Training of experts: the returns by hand, learning beside a plain loop, and a training that is interrupted."""
 
 import copy
 import dataclasses
