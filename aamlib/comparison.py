@@ -23,10 +23,11 @@ from aamlib.runs import METRICS
 _SHOWN = 16  # characters of a setting that differs
 
 # What runs of one game may differ in and still be compared: what is compared, the seed, the horizon, and what does not
-# change the learning. Of the expert, its weights' hash is compared instead of its name.
+# change the learning. Of the expert, its weights' hash is compared instead of its name; of the precision, "auto" comes
+# to another on other processors anyway.
 MAY_DIFFER = {
     *("acquisition", "acquisition_sha256", "query_fraction", "seed", "total_steps", "label_budget"),
-    *("expert", "device", "recorded_states", "recorded_stacks"),
+    *("expert", "device", "precision", "recorded_states", "recorded_stacks"),
 }
 TREATMENT = ["game", "query_fraction", "acquisition"]
 ALL_GAMES = "all games"
@@ -78,7 +79,7 @@ def function_of(table: pd.DataFrame, by: object = None) -> pd.Series:
 def study_value(by: object) -> Any:
     """A setting's value in the study. Raises ConfigError if runs cannot be compared by it."""
     values = {field.name: field.default for field in dataclasses.fields(ExperimentConfig)}
-    allowed = sorted(values.keys() - MAY_DIFFER - {"game"})
+    allowed = sorted(values.keys() - MAY_DIFFER - {"game"} | {"precision"})
     if not isinstance(by, str) or by not in allowed:
         raise ConfigError(f"by = {by!r} is no setting to compare by; {nearest(str(by), allowed)}")
     return values[by]

@@ -107,9 +107,8 @@ def test_runs_without_evaluations_yet_have_no_curve_but_load(run_dir, tmp_path):
 def test_runs_that_differ_in_what_is_compared_pass(tmp_path):
     write_runs(tmp_path, games=("pong", "breakout"), shares=(0.1, 0.4), acquisitions=("bald", "random"), rounds=2)
     write_run(tmp_path / "longer", rounds=3, seed=7, label_budget=10**6)
-    write_run(
-        tmp_path / "elsewhere", rounds=2, seed=8, expert="copy", device="cuda", recorded_states=9, recorded_stacks=2
-    )
+    elsewhere = {"expert": "copy", "device": "cuda", "precision": "bfloat16", "recorded_states": 9}
+    write_run(tmp_path / "elsewhere", rounds=2, seed=8, recorded_stacks=2, **elsewhere)
     comparison.check_comparable(aamlib.load_runs(tmp_path))
 
 
@@ -153,6 +152,16 @@ def test_runs_that_differ_in_one_setting_are_compared_by_it(tmp_path):
     write_run(tmp_path / "copy", rounds=2, n_samples=25)
     with pytest.raises(aamlib.RunFolderError, match=r"are the same run \(pong, bald, n_samples=25"):
         comparison.check_comparable(told_apart(tmp_path), "n_samples")
+
+
+def test_precisions_are_compared_only_where_it_is_asked_for(tmp_path):
+    for precision in ("auto", "float32"):
+        write_run(tmp_path / precision, rounds=2, precision=precision)
+    with pytest.raises(aamlib.RunFolderError, match="auto and float32 are the same run"):
+        comparison.check_comparable(aamlib.load_runs(tmp_path))
+    metrics = told_apart(tmp_path, "precision")
+    assert metrics["acquisition"].unique().tolist() == ["bald", "bald, precision=float32"]
+    comparison.check_comparable(metrics, "precision")
 
 
 def test_a_run_without_the_setting_to_compare_by_is_named(tmp_path):
