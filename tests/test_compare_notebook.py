@@ -61,14 +61,23 @@ def test_readme_and_tables_are_drawn_from_the_published_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_tables_of_more_passes_are_drawn_from_the_published_runs(tmp_path):
+@pytest.mark.parametrize(
+    ("figures", "settings"),
+    [
+        ("passes", {
+            "runs": ["data/results/study-pong", "data/ablations/passes-pong"], "by": "n_samples",
+            "select": "query_fraction == 0.1 and acquisition in ['bald', 'random']",
+        }),
+        ("decided", {
+            "runs": ["data/results/study-breakout", "data/ablations/decided-breakout"],
+            "select": "query_fraction == 0.05 and acquisition in ['bald', 'random', 'decided:decided']",
+        }),
+    ],
+)  # fmt: skip
+def test_tables_of_further_questions_are_drawn_from_the_published_runs(tmp_path, figures, settings):
     root = aamlib.DATA_DIR.parent
-    settings = {
-        "runs": ["data/results/study-pong", "data/ablations/passes-pong"], "by": "n_samples",
-        "select": "query_fraction == 0.1 and acquisition in ['bald', 'random']",
-    }  # fmt: skip
     execute("04_compare_runs", tmp_path, cwd=root, figures=str(tmp_path / "figures"), **settings)
-    assert_drawn_alike(tmp_path / "figures", root / "plots" / "passes")
+    assert_drawn_alike(tmp_path / "figures", root / "plots" / figures)
 
 
 @pytest.mark.slow
