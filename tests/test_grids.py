@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import aamlib
+from aamlib.acquisition import find_acquisition
 from aamlib.grids import plan
 from aamlib.runs import find_runs
 from aamlib.starts import read_starts
@@ -87,6 +89,12 @@ def own_functions(monkeypatch):
 def test_the_grids_that_come_with_the_notebooks_can_be_used(path, tmp_path, own_functions):
     cells = {"small": 4, "study-pong": 40, "study-breakout": 40, "study-frames-pong": 5, "study-frames-breakout": 1}
     assert len(plan(path, tmp_path)) == (cells | {"passes-pong": 5, "decided-breakout": 5})[path.stem]
+
+
+def test_decided_is_where_the_mean_policy_is_not_indifferent(own_functions):
+    weak = torch.tensor([1.0, 0, 0, 0]).expand(4, 4)  # 0.91 of the highest entropy
+    logits = torch.stack([torch.zeros(4, 4), 30 * weak, 30 * torch.eye(4), weak])
+    assert find_acquisition("decided:decided")(logits).tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
