@@ -79,7 +79,8 @@ def function_of(table: pd.DataFrame, by: object = None) -> pd.Series:
 def study_value(by: object) -> Any:
     """A setting's value in the study. Raises ConfigError if runs cannot be compared by it."""
     values = {field.name: field.default for field in dataclasses.fields(ExperimentConfig)}
-    allowed = sorted(values.keys() - MAY_DIFFER - {"game"} | {"precision"})
+    # A precision may differ where nothing is asked of it, but may be what is asked.
+    allowed = sorted(values.keys() - (MAY_DIFFER - {"precision"}) - {"game"})
     if not isinstance(by, str) or by not in allowed:
         raise ConfigError(f"by = {by!r} is no setting to compare by; {nearest(str(by), allowed)}")
     return values[by]

@@ -97,6 +97,33 @@ def test_early_steps(curves, readme):
     assert f"is far ahead: {on_breakout} and {on_pong}." in readme
 
 
+def test_indifferent_shares_of_the_verdict(rounds, readme):
+    asked = evidence.summary(rounds).set_index(TREATMENT)["asked_indifferent"]
+    for game, share, where in (("breakout", 0.05, " on 5 %"), ("pong", 0.1, "")):
+        entropy, random, bald = (percent(asked[game, share, name], 0) for name in ("entropy", "random", "bald"))
+        assert f"{entropy} of its questions{where}; of random's {random}, of BALD's {bald} |" in readme
+
+
+def test_chance_where_it_matters(references, readme, findings):
+    folders = RESULTS / "study-breakout", DATA_DIR / "ablations" / "decided-breakout"
+    metrics = of(aamlib.load_runs(*folders), "breakout", 0.05)
+    metrics = metrics[metrics["acquisition"].isin(["bald", "random", "decided:decided"])]
+    areas = comparison.areas(comparison.learning_curves(metrics, aamlib.load_evaluations(*folders), references))
+    areas = areas.set_index("acquisition")["area_agent_steps"]
+    decided, random, bald = (areas[name] for name in ("decided:decided", "random", "bald"))
+    pairs = [sum(a > b for a, b in itertools.product(bald, others)) for others in (decided, random)]
+    assert pairs == [23, 23]
+    assert "above both in 23 of the 25 pairs" in readme
+    assert "above theirs, and above random's, in 23 of the 25 pairs" in findings
+    means = [f"{comparison.iqm(of_function):.2f}" for of_function in (decided, random, bald)]
+    for text in ("their area is {} [", "random's {} [", "BALD's {} ["):
+        assert text.format(means.pop(0)) in readme
+    asked = evidence.summary(evidence.per_round(metrics, evidence.load_choices(*folders)))
+    asked = asked.set_index("acquisition")["asked_indifferent"]
+    shares = [percent(asked[name], 1) for name in ("decided:decided", "bald", "random")]
+    assert f"({shares[0]} and {shares[1]}; random {shares[2]})" in readme
+
+
 def test_random_beside_bald_on_pong(curves, readme):
     areas = of(comparison.areas(curves), "pong", 0.1)
     by_seed = areas.pivot(index="seed", columns="acquisition", values="area_agent_steps")
