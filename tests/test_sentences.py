@@ -104,24 +104,84 @@ def test_indifferent_shares_of_the_verdict(rounds, readme):
         assert f"{entropy} of its questions{where}; of random's {random}, of BALD's {bald} |" in readme
 
 
-def test_chance_where_it_matters(references, readme, findings):
+@pytest.fixture(scope="module")
+def beside_chance():
+    """The runs of BALD, random and chance where the action matters, their curves and what they asked about."""
     folders = RESULTS / "study-breakout", DATA_DIR / "ablations" / "decided-breakout"
     metrics = of(aamlib.load_runs(*folders), "breakout", 0.05)
     metrics = metrics[metrics["acquisition"].isin(["bald", "random", "decided:decided"])]
-    areas = comparison.areas(comparison.learning_curves(metrics, aamlib.load_evaluations(*folders), references))
-    areas = areas.set_index("acquisition")["area_agent_steps"]
-    decided, random, bald = (areas[name] for name in ("decided:decided", "random", "bald"))
-    pairs = [sum(a > b for a, b in itertools.product(bald, others)) for others in (decided, random)]
-    assert pairs == [23, 23]
-    assert "above both in 23 of the 25 pairs" in readme
-    assert "above theirs, and above random's, in 23 of the 25 pairs" in findings
-    means = [f"{comparison.iqm(of_function):.2f}" for of_function in (decided, random, bald)]
-    for text in ("their area is {} [", "random's {} [", "BALD's {} ["):
-        assert text.format(means.pop(0)) in readme
-    asked = evidence.summary(evidence.per_round(metrics, evidence.load_choices(*folders)))
-    asked = asked.set_index("acquisition")["asked_indifferent"]
-    shares = [percent(asked[name], 1) for name in ("decided:decided", "bald", "random")]
-    assert f"({shares[0]} and {shares[1]}; random {shares[2]})" in readme
+    run = metrics.iloc[-1]
+    references = {"breakout": read_references("breakout", run["expert"], run["expert_sha256"])}
+    curves = comparison.learning_curves(metrics, aamlib.load_evaluations(*folders), references)
+    return curves, evidence.summary(evidence.per_round(metrics, evidence.load_choices(*folders)))
+
+
+def areas_of(curves, name="agent_steps"):
+    areas = comparison.areas(curves).set_index("acquisition")[f"area_{name}"]
+    return [areas[function] for function in ("decided:decided", "bald", "random")]
+
+
+def pairs_above(ones, others):
+    return sum(one > other for one, other in itertools.product(ones, others))
+
+
+def test_chance_where_it_matters(beside_chance, readme, findings):
+    curves, asked = beside_chance
+    decided, bald, random = areas_of(curves)
+    assert [pairs_above(decided, random), pairs_above(bald, random)] == [25, 25]
+    assert "below both in all 25 pairs" in readme
+    assert "each of both is above each of random's" in findings
+    means = [f"{comparison.iqm(areas):.2f}" for areas in (decided, bald, random)]
+    for page, texts in (
+        (readme, ("their area is {} [", "BALD's {} [", "random's {} [")),
+        (findings, ("Their area is {} [", "BALD's {} [", "random's, {} [")),
+    ):
+        for text, mean in zip(texts, means, strict=True):
+            assert text.format(mean) in page
+    ends = at_end(curves).set_index("acquisition")["smoothed"]
+    end = [f"{comparison.iqm(ends[name]):.0f}" for name in ("decided:decided", "bald", "random")]
+    assert f"end as high ({end[0]} and {end[1]}; random {end[2]}, " in findings
+    asked = asked.set_index("acquisition")
+    indifferent = [percent(asked["asked_indifferent"][name], 1) for name in ("decided:decided", "bald", "random")]
+    assert f"({indifferent[0]} and {indifferent[1]}; random {indifferent[2]})" in readme
+    assert f"{indifferent[0]} of the questions, BALD {indifferent[1]}, random {indifferent[2]}" in findings
+    costly = asked[["asked_costly", "pool_costly"]].map(lambda share: percent(share, 1))
+    (ours, our_pool), (of_bald, bald_pool), (of_random, _) = (
+        costly.loc[name] for name in ("decided:decided", "bald", "random")
+    )
+    assert ours == of_random
+    assert f"({ours} each; BALD's {of_bald})" in readme
+    assert (
+        f"({ours} and {our_pool}), and as many as of random's ({of_random}); of BALD's more ({of_bald} and {bald_pool})"
+        in findings
+    )
+
+
+def test_chance_where_it_matters_in_the_first_million(beside_chance, findings):
+    curves, _ = beside_chance
+    decided, bald, random = areas_of(curves[curves["agent_steps"] <= 1_000_000])
+    assert (
+        f"larger than theirs in {pairs_above(bald, decided)} of the 25 pairs, and theirs than random's in "
+        f"{pairs_above(decided, random)}."
+    ) in findings
+    wide = curves.pivot(index="agent_steps", columns=["acquisition", "run"], values="smoothed").dropna()
+    mean = wide.T.groupby(level=0).agg(comparison.iqm).T
+    first = mean.index[(mean["decided:decided"] > mean["bald"]) & (mean.index > 500_000)].min()
+    assert f"From {first:,} steps on the two take turns." in findings
+
+
+def test_unique_labels_of_chance_where_it_matters(beside_chance, readme, findings):
+    curves, _ = beside_chance
+    unique = [f"{comparison.iqm(areas):.2f}" for areas in areas_of(curves, "unique_labels")]
+    assert f"({unique[1]}; they {unique[0]}, random {unique[2]}; p = " in findings
+    ends = comparison.to_common_end(curves).groupby("run").last()
+    ends = ends.groupby("acquisition")[["labels_used", "unique_labels"]].mean() / 1e3
+    decided, bald, random = (f"{ends['unique_labels'][name]:.0f}k" for name in ("decided:decided", "bald", "random"))
+    assert f"{bald} in place of {decided}" in readme
+    assert (
+        f"of {ends['labels_used']['bald']:.0f}k questions it asks about {bald} different states, they about {decided}, "
+        f"random about {random}"
+    ) in findings
 
 
 def test_random_beside_bald_on_pong(curves, readme):
