@@ -72,6 +72,10 @@ def percent(share, digits):
     return f"{share * 100:.{digits}f} %"
 
 
+def pairs_above(ones, others):
+    return sum(one > other for one, other in itertools.product(ones, others))
+
+
 def at_end(curves):
     """Each run's last row at which all runs of its game and share have a mean of three evaluations."""
     return comparison.to_common_end(curves.dropna(subset="normalised")).groupby("run").last()
@@ -105,13 +109,11 @@ def test_indifferent_shares_of_the_verdict(rounds, readme):
 
 
 @pytest.fixture(scope="module")
-def beside_chance():
+def beside_chance(references):
     """The runs of BALD, random and chance where the action matters, their curves and what they asked about."""
     folders = RESULTS / "study-breakout", DATA_DIR / "ablations" / "decided-breakout"
     metrics = of(aamlib.load_runs(*folders), "breakout", 0.05)
     metrics = metrics[metrics["acquisition"].isin(["bald", "random", "decided:decided"])]
-    run = metrics.iloc[-1]
-    references = {"breakout": read_references("breakout", run["expert"], run["expert_sha256"])}
     curves = comparison.learning_curves(metrics, aamlib.load_evaluations(*folders), references)
     return curves, evidence.summary(evidence.per_round(metrics, evidence.load_choices(*folders)))
 
@@ -119,10 +121,6 @@ def beside_chance():
 def areas_of(curves, name="agent_steps"):
     areas = comparison.areas(curves).set_index("acquisition")[f"area_{name}"]
     return [areas[function] for function in ("decided:decided", "bald", "random")]
-
-
-def pairs_above(ones, others):
-    return sum(one > other for one, other in itertools.product(ones, others))
 
 
 def test_chance_where_it_matters(beside_chance, readme, findings):
@@ -187,7 +185,7 @@ def test_unique_labels_of_chance_where_it_matters(beside_chance, readme, finding
 def test_random_beside_bald_on_pong(curves, readme):
     areas = of(comparison.areas(curves), "pong", 0.1)
     by_seed = areas.pivot(index="seed", columns="acquisition", values="area_agent_steps")
-    pairs = sum(random > bald for random, bald in itertools.product(by_seed["random"], by_seed["bald"]))
+    pairs = pairs_above(by_seed["random"], by_seed["bald"])
     same_seed = (by_seed["random"] > by_seed["bald"]).sum()
     assert f"larger area in {pairs} of the 25 pairs of runs" in readme
     assert f"and in {WORDS[same_seed]} of the same seed" in readme
@@ -198,7 +196,7 @@ def test_bald_beside_random_over_both_games(curves, readme, findings):
     shares = []
     for game in ("breakout", "pong"):
         bald, random = (of(areas.loc[name], game, 0.1)["area_agent_steps"] for name in ("bald", "random"))
-        shares.append(sum(a > b for a, b in itertools.product(bald, random)) / 25)
+        shares.append(pairs_above(bald, random) / 25)
     for page in (readme, findings):
         assert f"BALD's is the larger in {sum(shares) / 2:.2f} of the pairs" in page
 
@@ -214,7 +212,7 @@ def test_ends_on_breakout(curves, readme, findings):
     for share, above in ((0.05, "BALD's end higher"), (0.1, "at the end the two are level")):
         ends = at_end(of(curves, "breakout", share)).set_index("acquisition")["smoothed"]
         means = [f"{comparison.iqm(ends[name]):.0f}" for name in ("bald", "random")]
-        pairs = sum(bald > random for bald, random in itertools.product(ends["bald"], ends["random"]))
+        pairs = pairs_above(ends["bald"], ends["random"])
         assert f"{above} ({means[0]} and {means[1]}, in {pairs} of the 25 pairs)" in findings
 
 
