@@ -54,7 +54,7 @@ figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables 
 		-p select "query_fraction == 0.1 and acquisition in ['bald', 'random']" -p figures plots/passes
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-decided.ipynb -k python3 --no-progress-bar \
 		-y "runs: [data/results/study-breakout, data/ablations/decided-breakout]" -p figures plots/decided \
-		-p select "query_fraction == 0.05 and acquisition in ['bald', 'random', 'decided:decided']"
+		-p select "query_fraction == 0.05 and (acquisition == 'bald' or precision == 'bfloat16')"
 	$(BIN)/papermill notebooks/06_uncertain_frames.ipynb data/runs/frames.ipynb -k python3 --no-progress-bar \
 		--stdout-file - -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs "$(CURDIR)/plots"
 

@@ -114,7 +114,7 @@ def beside_chance(references):
     """The runs of BALD, random and chance where the action matters, their curves and what they asked about."""
     folders = RESULTS / "study-breakout", DATA_DIR / "ablations" / "decided-breakout"
     metrics = of(aamlib.load_runs(*folders), "breakout", 0.05)
-    metrics = metrics[metrics["acquisition"].isin(BESIDE_CHANCE)]
+    metrics = comparison.select_runs(metrics, "acquisition == 'bald' or precision == 'bfloat16'")
     curves = comparison.learning_curves(metrics, aamlib.load_evaluations(*folders), references)
     return curves, evidence.summary(evidence.per_round(metrics, evidence.load_choices(*folders)))
 
@@ -152,6 +152,18 @@ def test_chance_where_it_matters(beside_chance, readme, findings):
         f"({ours} and {our_pool}), and as many as of random's ({of_random}); of BALD's more ({of_bald} and {bald_pool})"
         in findings
     )
+
+
+def test_random_anew_is_as_its_older_runs(beside_chance, curves, readme, findings):
+    decided, bald, random = areas_of(beside_chance[0])
+    older = of(comparison.areas(curves), "breakout", 0.05).set_index("acquisition")["area_agent_steps"]["random"]
+    assert f"{comparison.iqm(older):.2f}" == f"{comparison.iqm(random):.2f}"
+    assert "the same as that of its older runs" in readme
+    assert (
+        f"its older runs is {comparison.iqm(older):.2f} too, larger in {pairs_above(older, random)} of the 25 pairs, "
+        "and each of theirs and of BALD's is above each of these as well"
+    ) in findings
+    assert [pairs_above(decided, older), pairs_above(bald, older)] == [25, 25]
 
 
 def test_chance_where_it_matters_in_the_first_million(beside_chance, findings):
