@@ -49,12 +49,15 @@ figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables 
 	@mkdir -p data/runs
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare.ipynb -k python3 --no-progress-bar \
 		-p readme "$(CURDIR)/README.md"
-	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-passes.ipynb -k python3 --no-progress-bar \
-		-y "runs: [data/results/study-pong, data/ablations/passes-pong]" -p by n_samples \
-		-p select "query_fraction == 0.1 and acquisition in ['bald', 'random']" -p figures plots/passes
-	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-decided.ipynb -k python3 --no-progress-bar \
-		-y "runs: [data/results/study-breakout, data/ablations/decided-breakout]" -p figures plots/decided \
+	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-passes-pong.ipynb -k python3 --no-progress-bar \
+		-y "runs: [data/results/study-pong, data/ablations/passes-pong]" -p figures plots/passes-pong \
+		-p by n_samples -p select "query_fraction == 0.1 and acquisition in ['bald', 'random']"
+	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-decided-breakout.ipynb -k python3 --no-progress-bar \
+		-y "runs: [data/results/study-breakout, data/ablations/decided-breakout]" -p figures plots/decided-breakout \
 		-p select "query_fraction == 0.05 and (acquisition == 'bald' or precision == 'bfloat16')"
+	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-decided-pong.ipynb -k python3 --no-progress-bar \
+		-y "runs: [data/results/study-pong, data/ablations/decided-pong]" -p figures plots/decided-pong \
+		-p select "query_fraction == 0.1 and acquisition in ['bald', 'random', 'decided:decided']"
 	$(BIN)/papermill notebooks/06_uncertain_frames.ipynb data/runs/frames.ipynb -k python3 --no-progress-bar \
 		--stdout-file - -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs "$(CURDIR)/plots"
 

@@ -64,13 +64,17 @@ def test_readme_and_tables_are_drawn_from_the_published_runs(tmp_path):
 @pytest.mark.parametrize(
     ("figures", "settings"),
     [
-        ("passes", {
+        ("passes-pong", {
             "runs": ["data/results/study-pong", "data/ablations/passes-pong"], "by": "n_samples",
             "select": "query_fraction == 0.1 and acquisition in ['bald', 'random']",
         }),
-        ("decided", {
+        ("decided-breakout", {
             "runs": ["data/results/study-breakout", "data/ablations/decided-breakout"],
             "select": "query_fraction == 0.05 and (acquisition == 'bald' or precision == 'bfloat16')",
+        }),
+        ("decided-pong", {
+            "runs": ["data/results/study-pong", "data/ablations/decided-pong"],
+            "select": "query_fraction == 0.1 and acquisition in ['bald', 'random', 'decided:decided']",
         }),
     ],
 )  # fmt: skip

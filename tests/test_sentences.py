@@ -109,14 +109,18 @@ def test_indifferent_shares_of_the_verdict(rounds, readme):
         assert f"{entropy} of its questions{where}; of random's {random}, of BALD's {bald} |" in readme
 
 
+def runs_beside_chance(game, share, condition, references):
+    """The runs of BALD, random and chance where the action matters: their curves, and what they asked about."""
+    folders = RESULTS / f"study-{game}", DATA_DIR / "ablations" / f"decided-{game}"
+    metrics = comparison.select_runs(of(aamlib.load_runs(*folders), game, share), condition)
+    curves = comparison.learning_curves(metrics, aamlib.load_evaluations(*folders), references)
+    asked = evidence.summary(evidence.per_round(metrics, evidence.load_choices(*folders)))
+    return curves, asked.set_index("acquisition")
+
+
 @pytest.fixture(scope="module")
 def beside_chance(references):
-    """The runs of BALD, random and chance where the action matters, their curves and what they asked about."""
-    folders = RESULTS / "study-breakout", DATA_DIR / "ablations" / "decided-breakout"
-    metrics = of(aamlib.load_runs(*folders), "breakout", 0.05)
-    metrics = comparison.select_runs(metrics, "acquisition == 'bald' or precision == 'bfloat16'")
-    curves = comparison.learning_curves(metrics, aamlib.load_evaluations(*folders), references)
-    return curves, evidence.summary(evidence.per_round(metrics, evidence.load_choices(*folders)))
+    return runs_beside_chance("breakout", 0.05, "acquisition == 'bald' or precision == 'bfloat16'", references)
 
 
 def areas_of(curves, name="agent_steps"):
@@ -140,7 +144,6 @@ def test_chance_where_it_matters(beside_chance, readme, findings):
     ends = at_end(curves).set_index("acquisition")["smoothed"]
     end = [f"{comparison.iqm(ends[name]):.0f}" for name in BESIDE_CHANCE]
     assert f"end as high ({end[0]} and {end[1]}; random {end[2]}, " in findings
-    asked = asked.set_index("acquisition")
     indifferent = [percent(asked["asked_indifferent"][name], 1) for name in BESIDE_CHANCE]
     assert f"({indifferent[0]} and {indifferent[1]}; random {indifferent[2]})" in readme
     assert f"{indifferent[0]} of the questions, BALD {indifferent[1]}, random {indifferent[2]}" in findings
@@ -193,6 +196,30 @@ def test_unique_labels_of_chance_where_it_matters(beside_chance, readme, finding
         f"of {ends['labels_used']['bald']:.0f}k questions it asks about {bald} different states, they about {decided}, "
         f"random about {random}"
     ) in findings
+
+
+def test_chance_where_it_matters_on_pong(references, readme, findings):
+    condition = "acquisition in ['bald', 'random', 'decided:decided']"
+    curves, asked = runs_beside_chance("pong", 0.1, condition, references)
+    decided, bald, random = areas_of(curves)
+    pairs = pairs_above(random, decided)
+    assert f"larger in {pairs} of the 25 pairs (p = " in readme
+    assert f"the larger in {pairs} of the 25 pairs ([p = " in findings
+    above, below = pairs_above(bald, decided), pairs_above(random, bald)
+    assert f"in {above} of the 25 pairs above theirs and in {below} below random's" in findings
+    for text, areas in zip(("area is {} [", "BALD's {} [", "random's {} ["), (decided, bald, random), strict=True):
+        assert text.format(f"{comparison.iqm(areas):.2f}") in readme
+    ours, of_bald, of_random = (percent(asked["asked_indifferent"][name], 1) for name in BESIDE_CHANCE)
+    assert f"({ours}; BALD {of_bald}, random {of_random})" in readme
+    assert f"{ours} leave the expert indifferent, of BALD's {of_bald}, of random's {of_random} " in findings
+    ends = at_end(curves).set_index("acquisition")["smoothed"]
+    end = [f"{comparison.iqm(ends[name]):.1f}" for name in BESIDE_CHANCE]
+    assert f"near the expert ({end[0]}; BALD {end[1]}, random {end[2]})" in findings
+    last = comparison.to_common_end(curves).groupby("run").last()
+    last = last.groupby("acquisition")[["labels_used", "unique_labels"]].mean() / 1e3
+    unique = [f"{last['unique_labels'][name]:.0f}k" for name in BESIDE_CHANCE]
+    asked_about = f"{last['labels_used']['random']:.0f}k questions (BALD {unique[1]}, random {unique[2]})"
+    assert f"{unique[0]} different ones in {asked_about}" in findings
 
 
 def test_random_beside_bald_on_pong(curves, readme):
