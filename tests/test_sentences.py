@@ -123,6 +123,13 @@ def beside_chance(references):
     return runs_beside_chance("breakout", 0.05, "acquisition == 'bald' or precision == 'bfloat16'", references)
 
 
+def labels_of(curves):
+    """The questions asked, and the different states among them, at the last step that all have done: in thousands."""
+    ends = comparison.to_common_end(curves).groupby("run").last().groupby("acquisition")
+    labels = ends[["labels_used", "unique_labels"]].mean() / 1e3
+    return f"{labels['labels_used']['bald']:.0f}k", *(f"{labels['unique_labels'][name]:.0f}k" for name in BESIDE_CHANCE)
+
+
 def areas_of(curves, name="agent_steps"):
     areas = comparison.areas(curves).set_index("acquisition")[f"area_{name}"]
     return [areas[function] for function in BESIDE_CHANCE]
@@ -164,7 +171,7 @@ def test_random_anew_is_as_its_older_runs(beside_chance, curves, readme, finding
     assert "the same as that of its older runs" in readme
     assert (
         f"its older runs is {comparison.iqm(older):.2f} too, larger in {pairs_above(older, random)} of the 25 pairs, "
-        "and each of theirs and of BALD's is above each of these as well"
+        "and each area of chance where the action matters and of BALD is above each of these as well"
     ) in findings
     assert [pairs_above(decided, older), pairs_above(bald, older)] == [25, 25]
 
@@ -188,13 +195,10 @@ def test_unique_labels_of_chance_where_it_matters(beside_chance, readme, finding
     curves, _ = beside_chance
     unique = [f"{comparison.iqm(areas):.2f}" for areas in areas_of(curves, "unique_labels")]
     assert f"({unique[1]}; they {unique[0]}, random {unique[2]}; p = " in findings
-    ends = comparison.to_common_end(curves).groupby("run").last()
-    ends = ends.groupby("acquisition")[["labels_used", "unique_labels"]].mean() / 1e3
-    decided, bald, random = (f"{ends['unique_labels'][name]:.0f}k" for name in BESIDE_CHANCE)
+    questions, decided, bald, random = labels_of(curves)
     assert f"{bald} in place of {decided}" in readme
     assert (
-        f"of {ends['labels_used']['bald']:.0f}k questions it asks about {bald} different states, they about {decided}, "
-        f"random about {random}"
+        f"of {questions} questions it asks about {bald} different states, they about {decided}, random about {random}"
     ) in findings
 
 
@@ -207,19 +211,23 @@ def test_chance_where_it_matters_on_pong(references, readme, findings):
     assert f"the larger in {pairs} of the 25 pairs ([p = " in findings
     above, below = pairs_above(bald, decided), pairs_above(random, bald)
     assert f"in {above} of the 25 pairs above theirs and in {below} below random's" in findings
-    for text, areas in zip(("area is {} [", "BALD's {} [", "random's {} ["), (decided, bald, random), strict=True):
-        assert text.format(f"{comparison.iqm(areas):.2f}") in readme
+    means = [f"{comparison.iqm(areas):.2f}" for areas in (decided, bald, random)]
+    assert f"but their area is {means[0]} [" in readme
+    assert f"Their area is {means[0]} [" in findings
+    assert f"and BALD's {means[1]} [" in readme
+    assert f"BALD's, {means[1]} [" in findings
+    for page in (readme, findings):
+        assert f"], random's {means[2]} [" in page
+    spread = f"({random.min():.2f} to {random.max():.2f}, and {decided.min():.2f} to {decided.max():.2f})"
+    assert f"areas spread about alike {spread}" in findings
     ours, of_bald, of_random = (percent(asked["asked_indifferent"][name], 1) for name in BESIDE_CHANCE)
     assert f"({ours}; BALD {of_bald}, random {of_random})" in readme
     assert f"{ours} leave the expert indifferent, of BALD's {of_bald}, of random's {of_random} " in findings
     ends = at_end(curves).set_index("acquisition")["smoothed"]
     end = [f"{comparison.iqm(ends[name]):.1f}" for name in BESIDE_CHANCE]
     assert f"near the expert ({end[0]}; BALD {end[1]}, random {end[2]})" in findings
-    last = comparison.to_common_end(curves).groupby("run").last()
-    last = last.groupby("acquisition")[["labels_used", "unique_labels"]].mean() / 1e3
-    unique = [f"{last['unique_labels'][name]:.0f}k" for name in BESIDE_CHANCE]
-    asked_about = f"{last['labels_used']['random']:.0f}k questions (BALD {unique[1]}, random {unique[2]})"
-    assert f"{unique[0]} different ones in {asked_about}" in findings
+    questions, *unique = labels_of(curves)
+    assert f"{unique[0]} different ones in {questions} questions (BALD {unique[1]}, random {unique[2]})" in findings
 
 
 def test_random_beside_bald_on_pong(curves, readme):
