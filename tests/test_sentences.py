@@ -239,6 +239,40 @@ def test_random_beside_bald_on_pong(curves, readme):
     assert f"and in {WORDS[same_seed]} of the same seed" in readme
 
 
+def test_single_runs_on_pong(curves, findings):
+    """Of which nothing is claimed, but which are told."""
+    runs = comparison.areas(curves)
+
+    def areas(share, name, over="agent_steps"):
+        return [f"{area:.2f}" for area in sorted(of(runs[runs["acquisition"] == name], "pong", share)[f"area_{over}"])]
+
+    bald, random, (ratio,) = (areas(0.4, name) for name in ("bald", "random", "variation_ratio"))
+    (bald_60,), (random_60,), (ratio_60,) = (areas(0.6, name) for name in ("bald", "random", "variation_ratio"))
+    (whole_pool,) = areas(1.0, "any")
+    assert len(set(bald)) == 1
+    assert (
+        f"it is ahead of random on Pong, 40 % ({bald[0]} both; {' and '.join(random)}), and by one each further on "
+        f"60 % ({bald_60}; random {random_60}, the whole pool {whole_pool})."
+    ) in findings
+    assert (
+        f"level on Pong, 40 % ({ratio}; random's two {' and '.join(random)}), and ahead on Pong, 60 %, alone "
+        f"({ratio_60}, {random_60})."
+    ) in findings
+    (ratio,), (ratio_60,), (random_60,) = (
+        areas(share, name, "unique_labels")
+        for share, name in ((0.4, "variation_ratio"), (0.6, "variation_ratio"), (0.6, "random"))
+    )
+    assert (
+        f"ahead on Pong, 60 % ({ratio_60} against {random_60}), and a little on 40 % ({ratio}; random's two "
+        f"{' and '.join(areas(0.4, 'random', 'unique_labels'))})."
+    ) in findings
+    for share in (0.4, 0.6):
+        assert of(runs, "pong", share).set_index("acquisition")["area_agent_steps"].idxmin() == "entropy"
+    at_ends = (at_end(of(curves, "pong", share)).set_index("acquisition") for share in (0.4, 0.6))
+    ends = [end.loc["entropy", "smoothed"] for end in at_ends]
+    assert f"40 % and 60 % of Pong's pool ({ends[0]:.1f} and {ends[1]:.1f} at the end; the study: 6" in findings
+
+
 def test_bald_beside_random_over_both_games(curves, readme, findings):
     areas = comparison.areas(curves).set_index("acquisition")
     shares = []
