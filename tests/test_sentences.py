@@ -18,7 +18,7 @@ from aamlib.files import DATA_DIR
 from aamlib.selections import describe_q
 from aamlib.starts import read_starts
 
-RESULTS = DATA_DIR / "results"
+RESULTS, ABLATIONS = DATA_DIR / "results", DATA_DIR / "ablations"
 BESIDE_CHANCE = ["decided:decided", "bald", "random"]
 WORDS = ["none", "one", "two", "three", "four", "all five"]
 
@@ -109,9 +109,8 @@ def test_indifferent_shares_of_the_verdict(rounds, readme):
         assert f"{entropy} of its questions{where}; of random's {random}, of BALD's {bald} |" in readme
 
 
-def runs_beside_chance(game, share, condition, references):
-    """The runs of BALD, random and chance where the action matters: their curves, and what they asked about."""
-    folders = RESULTS / f"study-{game}", DATA_DIR / "ablations" / f"decided-{game}"
+def curves_and_questions(references, game, share, condition, *folders):
+    """The curves of the runs that meet the condition, and what each of their functions asked about."""
     metrics = comparison.select_runs(of(aamlib.load_runs(*folders), game, share), condition)
     curves = comparison.learning_curves(metrics, aamlib.load_evaluations(*folders), references)
     asked = evidence.summary(evidence.per_round(metrics, evidence.load_choices(*folders)))
@@ -120,19 +119,22 @@ def runs_beside_chance(game, share, condition, references):
 
 @pytest.fixture(scope="module")
 def beside_chance(references):
-    return runs_beside_chance("breakout", 0.05, "acquisition == 'bald' or precision == 'bfloat16'", references)
+    """BALD, random anew and chance where the action matters, on Breakout."""
+    condition = "acquisition == 'bald' or precision == 'bfloat16'"
+    folders = RESULTS / "study-breakout", ABLATIONS / "decided-breakout"
+    return curves_and_questions(references, "breakout", 0.05, condition, *folders)
 
 
-def labels_of(curves):
+def labels_of(curves, functions=BESIDE_CHANCE):
     """The questions asked, and the different states among them, at the last step that all have done: in thousands."""
     ends = comparison.to_common_end(curves).groupby("run").last().groupby("acquisition")
     labels = ends[["labels_used", "unique_labels"]].mean() / 1e3
-    return f"{labels['labels_used']['bald']:.0f}k", *(f"{labels['unique_labels'][name]:.0f}k" for name in BESIDE_CHANCE)
+    return [f"{count:.0f}k" for count in (labels["labels_used"]["random"], *labels["unique_labels"][functions])]
 
 
-def areas_of(curves, name="agent_steps"):
+def areas_of(curves, name="agent_steps", functions=BESIDE_CHANCE):
     areas = comparison.areas(curves).set_index("acquisition")[f"area_{name}"]
-    return [areas[function] for function in BESIDE_CHANCE]
+    return [areas[function] for function in functions]
 
 
 def test_chance_where_it_matters(beside_chance, readme, findings):
@@ -204,7 +206,8 @@ def test_unique_labels_of_chance_where_it_matters(beside_chance, readme, finding
 
 def test_chance_where_it_matters_on_pong(references, readme, findings):
     condition = "acquisition in ['bald', 'random', 'decided:decided']"
-    curves, asked = runs_beside_chance("pong", 0.1, condition, references)
+    folders = RESULTS / "study-pong", ABLATIONS / "decided-pong"
+    curves, asked = curves_and_questions(references, "pong", 0.1, condition, *folders)
     decided, bald, random = areas_of(curves)
     pairs = pairs_above(random, decided)
     assert f"larger in {pairs} of the 25 pairs (p = " in readme
@@ -218,8 +221,6 @@ def test_chance_where_it_matters_on_pong(references, readme, findings):
     assert f"BALD's, {means[1]} [" in findings
     for page in (readme, findings):
         assert f"], random's {means[2]} [" in page
-    spread = f"({random.min():.2f} to {random.max():.2f}, and {decided.min():.2f} to {decided.max():.2f})"
-    assert f"areas spread about alike {spread}" in findings
     ours, of_bald, of_random = (percent(asked["asked_indifferent"][name], 1) for name in BESIDE_CHANCE)
     assert f"({ours}; BALD {of_bald}, random {of_random})" in readme
     assert f"{ours} leave the expert indifferent, of BALD's {of_bald}, of random's {of_random} " in findings
@@ -228,6 +229,34 @@ def test_chance_where_it_matters_on_pong(references, readme, findings):
     assert f"near the expert ({end[0]}; BALD {end[1]}, random {end[2]})" in findings
     questions, *unique = labels_of(curves)
     assert f"{unique[0]} different ones in {questions} questions (BALD {unique[1]}, random {unique[2]})" in findings
+
+
+def test_half_chance_on_pong(references, readme, findings):
+    functions = ["mixed:mixed", "decided:decided", "random"]
+    folders = RESULTS / "study-pong", ABLATIONS / "decided-pong", ABLATIONS / "mixed-pong"
+    curves, asked = curves_and_questions(references, "pong", 0.1, f"acquisition in {functions}", *folders)
+    mixed, decided, random = areas_of(curves, functions=functions)
+    pairs = pairs_above(mixed, decided)
+    for page in (readme, findings):
+        assert f"their area is {comparison.iqm(mixed):.2f} [" in page
+    assert f"above that of chance where the action matters in {pairs} of the 25 pairs (p = " in readme
+    assert f"larger than that of chance where the action matters in {pairs} of the 25 pairs ([p = " in findings
+    assert f"and smaller than random's in {pairs_above(random, mixed)} (p = " in findings
+    spread = [f"{areas.min():.2f} to {areas.max():.2f}" for areas in (random, mixed, decided)]
+    assert f"areas spread about alike ({spread[0]}, {spread[1]}, and {spread[2]})" in findings
+    _, *unique = labels_of(curves, functions)
+    assert f"{unique[0]} in place of {unique[1]} (random {unique[2]})" in readme
+    assert f"({unique[0]}; chance where the action matters {unique[1]}, random {unique[2]})" in findings
+    of_questions, of_pool = (asked[f"{of_what}_costly"] for of_what in ("asked", "pool"))
+    ours, our_pool = of_questions["decided:decided"], of_pool["decided:decided"]
+    assert 0.45 < ours / our_pool < 0.55
+    assert f"half as many of their students' costly mistakes as chance would ({percent(ours, 1)} of their" in readme
+    assert f"of their questions, {percent(our_pool, 1)} of their pools)" in readme
+    assert f"({percent(ours, 2)} of their questions, {percent(our_pool, 2)} of their pools)" in findings
+    ours, our_pool = of_questions["mixed:mixed"], of_pool["mixed:mixed"]
+    indifferent = percent(asked["asked_indifferent"]["mixed:mixed"], 1)
+    assert f"Of their questions {indifferent} leave the expert indifferent, and nearly as many are costly" in findings
+    assert f"as of their pools ({percent(ours, 2)} and {percent(our_pool, 2)}, [all of it]" in findings
 
 
 def test_random_beside_bald_on_pong(curves, readme):
