@@ -117,12 +117,15 @@ def curves_and_questions(references, game, share, condition, *folders):
     return curves, asked.set_index("acquisition")
 
 
+def runs_beside_chance(references, game, share):
+    """BALD, random anew and chance where the action matters."""
+    folders = RESULTS / f"study-{game}", ABLATIONS / f"decided-{game}"
+    return curves_and_questions(references, game, share, "acquisition == 'bald' or precision == 'bfloat16'", *folders)
+
+
 @pytest.fixture(scope="module")
 def beside_chance(references):
-    """BALD, random anew and chance where the action matters, on Breakout."""
-    condition = "acquisition == 'bald' or precision == 'bfloat16'"
-    folders = RESULTS / "study-breakout", ABLATIONS / "decided-breakout"
-    return curves_and_questions(references, "breakout", 0.05, condition, *folders)
+    return runs_beside_chance(references, "breakout", 0.05)
 
 
 def labels_of(curves, functions=BESIDE_CHANCE):
@@ -204,14 +207,18 @@ def test_unique_labels_of_chance_where_it_matters(beside_chance, readme, finding
     ) in findings
 
 
-def test_chance_where_it_matters_on_pong(references, readme, findings):
-    condition = "acquisition in ['bald', 'random', 'decided:decided']"
-    folders = RESULTS / "study-pong", ABLATIONS / "decided-pong"
-    curves, asked = curves_and_questions(references, "pong", 0.1, condition, *folders)
+def test_chance_where_it_matters_on_pong(references, curves, readme, findings):
+    older = of(comparison.areas(curves), "pong", 0.1).set_index("acquisition")["area_agent_steps"]["random"]
+    curves, asked = runs_beside_chance(references, "pong", 0.1)
     decided, bald, random = areas_of(curves)
     pairs = pairs_above(random, decided)
-    assert f"larger in {pairs} of the 25 pairs (p = " in readme
-    assert f"the larger in {pairs} of the 25 pairs ([p = " in findings
+    assert f"larger in {pairs} of the 25 pairs, which is undecided (p = " in readme
+    assert f"the larger in {pairs} of the 25 pairs, which is undecided ([p = " in findings
+    of_older, p = pairs_above(older, decided), 3 * stats.permutation_p([older.to_numpy()], [decided.to_numpy()])
+    assert f"its older runs have {of_older}, p = {p:.3f})" in readme
+    area = f"whose area is {comparison.iqm(older):.2f} too"
+    assert f"Beside random's older runs, {area}, it was {of_older} of them, and p = {p:.3f}" in findings
+    assert f"{comparison.iqm(older):.2f}" == f"{comparison.iqm(random):.2f}"
     above, below = pairs_above(bald, decided), pairs_above(random, bald)
     assert f"in {above} of the 25 pairs above theirs and in {below} below random's" in findings
     means = [f"{comparison.iqm(areas):.2f}" for areas in (decided, bald, random)]
@@ -219,8 +226,8 @@ def test_chance_where_it_matters_on_pong(references, readme, findings):
     assert f"Their area is {means[0]} [" in findings
     assert f"and BALD's {means[1]} [" in readme
     assert f"BALD's, {means[1]} [" in findings
-    for page in (readme, findings):
-        assert f"], random's {means[2]} [" in page
+    assert f"That of random, run anew by the same code, is {means[2]} [" in readme
+    assert f"], random's {means[2]} [" in findings
     ours, of_bald, of_random = (percent(asked["asked_indifferent"][name], 1) for name in BESIDE_CHANCE)
     assert f"({ours}; BALD {of_bald}, random {of_random})" in readme
     assert f"{ours} leave the expert indifferent, of BALD's {of_bald}, of random's {of_random} " in findings
@@ -233,17 +240,17 @@ def test_chance_where_it_matters_on_pong(references, readme, findings):
 
 def test_half_chance_on_pong(references, readme, findings):
     functions = ["mixed:mixed", "decided:decided", "random"]
-    folders = RESULTS / "study-pong", ABLATIONS / "decided-pong", ABLATIONS / "mixed-pong"
+    folders = ABLATIONS / "decided-pong", ABLATIONS / "mixed-pong"
     curves, asked = curves_and_questions(references, "pong", 0.1, f"acquisition in {functions}", *folders)
     mixed, decided, random = areas_of(curves, functions=functions)
     pairs = pairs_above(mixed, decided)
     for page in (readme, findings):
         assert f"their area is {comparison.iqm(mixed):.2f} [" in page
-    assert f"above that of chance where the action matters in {pairs} of the 25 pairs (p = " in readme
+    assert f"above that of the former in {pairs} of the 25 pairs (p = " in readme
     assert f"larger than that of chance where the action matters in {pairs} of the 25 pairs ([p = " in findings
     assert f"and smaller than random's in {pairs_above(random, mixed)} (p = " in findings
-    spread = [f"{areas.min():.2f} to {areas.max():.2f}" for areas in (random, mixed, decided)]
-    assert f"areas spread about alike ({spread[0]}, {spread[1]}, and {spread[2]})" in findings
+    spread = [f"{areas.min():.2f} to {areas.max():.2f}" for areas in (mixed, decided)]
+    assert f"areas spread about alike ({spread[0]}, and {spread[1]})" in findings
     _, *unique = labels_of(curves, functions)
     assert f"{unique[0]} in place of {unique[1]} (random {unique[2]})" in readme
     assert f"({unique[0]}; chance where the action matters {unique[1]}, random {unique[2]})" in findings
