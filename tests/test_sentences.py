@@ -140,6 +140,13 @@ def areas_of(curves, name="agent_steps", functions=BESIDE_CHANCE):
     return [areas[function] for function in functions]
 
 
+def p_of_pair(curves, one, other):
+    """The corrected p of two functions' areas over agent steps, as it stands in a sentence."""
+    pairs = comparison.improvements(comparison.areas(curves), "area_agent_steps")
+    pair = pairs[pairs["better"].isin([one, other]) & pairs["than"].isin([one, other])]
+    return f"p = {pair['p'].item():.2g}"
+
+
 def test_chance_where_it_matters(beside_chance, readme, findings):
     curves, asked = beside_chance
     decided, bald, random = areas_of(curves)
@@ -212,8 +219,9 @@ def test_chance_where_it_matters_on_pong(references, curves, readme, findings):
     curves, asked = runs_beside_chance(references, "pong", 0.1)
     decided, bald, random = areas_of(curves)
     pairs = pairs_above(random, decided)
-    assert f"larger in {pairs} of the 25 pairs, which is undecided (p = " in readme
-    assert f"the larger in {pairs} of the 25 pairs, which is undecided ([p = " in findings
+    undecided = p_of_pair(curves, "random", "decided:decided")
+    assert f"larger in {pairs} of the 25 pairs, which is undecided ({undecided}; " in readme
+    assert f"the larger in {pairs} of the 25 pairs, which is undecided ([{undecided}](" in findings
     of_older, p = pairs_above(older, decided), 3 * stats.permutation_p([older.to_numpy()], [decided.to_numpy()])
     assert f"its older runs have {of_older}, p = {p:.3f})" in readme
     area = f"whose area is {comparison.iqm(older):.2f} too"
@@ -246,9 +254,16 @@ def test_half_chance_on_pong(references, readme, findings):
     pairs = pairs_above(mixed, decided)
     for page in (readme, findings):
         assert f"their area is {comparison.iqm(mixed):.2f} [" in page
-    assert f"above that of the former in {pairs} of the 25 pairs (p = " in readme
-    assert f"larger than that of chance where the action matters in {pairs} of the 25 pairs ([p = " in findings
-    assert f"and smaller than random's in {pairs_above(random, mixed)} (p = " in findings
+    better, undecided = (p_of_pair(curves, "mixed:mixed", other) for other in ("decided:decided", "random"))
+    random_beside_decided = p_of_pair(curves, "random", "decided:decided")
+    assert (
+        f"above that of the former in {pairs} of the 25 pairs ({better}), and beside random's undecided ({undecided})"
+    ) in readme
+    assert f"larger than that of chance where the action matters in {pairs} of the 25 pairs ([{better}](" in findings
+    assert (
+        f"and smaller than random's in {pairs_above(random, mixed)} ({undecided}; random beside chance where the "
+        f"action matters has {random_beside_decided} among these three)"
+    ) in findings
     spread = [f"{areas.min():.2f} to {areas.max():.2f}" for areas in (mixed, decided)]
     assert f"areas spread about alike ({spread[0]}, and {spread[1]})" in findings
     _, *unique = labels_of(curves, functions)
