@@ -28,8 +28,7 @@ def normalise(score: np.ndarray, expert: float, random_play: float) -> np.ndarra
     """
     if not expert > random_play:
         raise ValueError(
-            f"an expert's score of {expert} is not above random play's {random_play}: nothing can be normalised by "
-            "them; give the scores of a better expert."
+            f"an expert's score of {expert} is not above random play's {random_play}: nothing can be normalised by them"
         )
     return (score - random_play) / (expert - random_play)
 
