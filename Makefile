@@ -53,8 +53,7 @@ figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables 
 		-y "runs: [data/results/study-pong, data/ablations/passes-pong]" -p figures plots/passes-pong \
 		-p by n_samples -p select "query_fraction == 0.1 and acquisition in ['bald', 'random']"
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-decided-breakout.ipynb -k python3 --no-progress-bar \
-		-y "runs: [data/results/study-breakout, data/ablations/decided-breakout]" -p figures plots/decided-breakout \
-		-p select "query_fraction == 0.05 and (acquisition == 'bald' or precision == 'bfloat16')"
+		-p runs data/ablations/decided-breakout -p figures plots/decided-breakout
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-decided-pong.ipynb -k python3 --no-progress-bar \
 		-y "runs: [data/results/study-pong, data/ablations/decided-pong]" -p figures plots/decided-pong \
 		-p select "query_fraction == 0.1 and (acquisition == 'bald' or precision == 'bfloat16')"

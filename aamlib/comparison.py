@@ -180,8 +180,8 @@ def learning_curves(metrics: pd.DataFrame, evaluations: pd.DataFrame, references
             normalised = stats.normalise(rows["smoothed"].to_numpy(), expert, random_play)
         except ValueError as problem:
             raise ValueError(
-                f"{game}: {problem}; give references of a better expert, or leave the game out by the parameter select, "
-                f'such as "game != {str(game)!r}".'
+                f"{game}: {problem}; give references of a better expert, or leave the game out by the parameter "
+                f'select, such as "game != {str(game)!r}".'
             ) from None
         curves.loc[rows.index, "normalised"] = normalised
         curves.loc[rows.index, "normalised_noise"] = rows["score_noise"] / (expert - random_play)
