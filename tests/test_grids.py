@@ -88,7 +88,7 @@ def own_functions(monkeypatch):
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_the_grids_that_come_with_the_notebooks_can_be_used(path, tmp_path, own_functions):
     cells = {"small": 4, "study-pong": 40, "study-breakout": 40, "study-frames-pong": 5, "study-frames-breakout": 1}
-    cells |= {"passes-pong": 5, "decided-breakout": 15, "decided-pong": 10, "mixed-pong": 5}
+    cells |= {"passes-pong": 5, "decided-breakout": 15, "decided-pong": 15, "mixed-pong": 5}
     assert len(plan(path, tmp_path)) == cells[path.stem]
 
 
