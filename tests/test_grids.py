@@ -13,7 +13,7 @@ from aamlib.starts import read_starts
 
 FOLDER = Path(__file__).parents[1] / "notebooks" / "grids"
 GRIDS = sorted(FOLDER.glob("*.toml"))
-PUBLISHED = [path for path in GRIDS if path.stem != "small"]
+PUBLISHED = sorted(path for kind in ("results", "ablations") for path in (aamlib.DATA_DIR / kind).glob("*/"))
 
 
 def test_every_combination_is_a_cell_but_the_excluded(tmp_path):
@@ -110,10 +110,9 @@ def test_mixed_is_half_chance_alone_and_half_where_the_action_matters(own_functi
     assert matters[chosen[~by_chance]].all()
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
-def test_the_grids_of_published_runs_name_the_expert_that_labelled_them(path, tmp_path, own_functions):
-    cells = {cell.name: cell.config for cell in plan(path, tmp_path)}
-    folder = aamlib.DATA_DIR / ("results" if path.stem.startswith("study") else "ablations") / path.stem
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_the_grids_of_published_runs_name_the_expert_that_labelled_them(folder, tmp_path, own_functions):
+    cells = {cell.name: cell.config for cell in plan(FOLDER / f"{folder.name}.toml", tmp_path)}
     for name, run_dir in find_runs(folder).items():
         config = cells[name]
         card = aamlib.read_card(config.expert or config.game)
