@@ -88,9 +88,9 @@ def colour_frames(recording: Recording) -> UInt8[np.ndarray, "N 210 160 3"]:
         stack_num=1,
     )
     observations, _ = envs.reset(seed=env_seeds(recording.seed, "play", 1))
-    frames = []
-    for action in recording.actions:
-        frames.append(observations[0, 0].copy())
+    frames = np.empty((len(recording), 210, 160, 3), np.uint8)
+    for frame, action in zip(frames, recording.actions, strict=True):
+        frame[:] = observations[0, 0]
         observations, *_ = envs.step(np.array([action]))
     envs.close()
-    return np.stack(frames)
+    return frames

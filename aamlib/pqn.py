@@ -23,7 +23,7 @@ from tqdm import tqdm
 from aamlib.atari import env_seeds, epsilon_greedy, evaluate, make_envs, n_actions
 from aamlib.config import MAX_SEED, Config, ConfigError, available_device, check_device, check_game, first_line, setting
 from aamlib.experts import ExpertError, check_fits, fingerprint, load_expert
-from aamlib.files import RunFolderError, lock_run, read_torch, write_csv, write_json, write_torch
+from aamlib.files import RunFolderError, drop_temporary, lock_run, read_torch, write_csv, write_json, write_torch
 from aamlib.networks import STACK_SHAPE, NatureDQN
 from aamlib.precision import bfloat16_works, clear_moments, fastest_precision, reduced_precision
 from aamlib.runs import check_settings
@@ -90,6 +90,7 @@ def train_expert(config: PQNConfig, run_dir: str | Path) -> NatureDQN:
     """
     with torch.random.fork_rng(devices=[]), lock_run(run_dir) as run_dir:
         check_settings(run_dir, config.asdict(), may_raise=())
+        drop_temporary(run_dir)
         with watching_other_work():
             training = Training(config, run_dir)
         write_json(run_dir / "config.json", training.config.asdict())

@@ -169,7 +169,9 @@ def test_an_interrupted_training_goes_on_from_its_last_evaluation_with_new_games
         patch.setattr(Training, "learn", stopped)
         with pytest.raises(KeyboardInterrupt):
             aamlib.train_expert(small, folder)
+    (half_written := folder / ".checkpoint.pt.0123abcd").write_bytes(b"killed here")
     expert = aamlib.train_expert(small, folder)
+    assert not half_written.exists()
     with monkeypatch.context() as patch:
         patch.setattr(Training, "act", with_new_games)
         whole = aamlib.train_expert(small, tmp_path / "whole").state_dict()

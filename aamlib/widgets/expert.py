@@ -41,7 +41,7 @@ class ExpertView(View):
     student:
         Name in `students`, or "" for none; None: one who plays the game, at best of this expert.
     students:
-        Runs to choose from, by name; those without a student or of other games are left out.
+        Runs to choose from, by name; those without a student are left out, and only one of the game can watch it.
     seed, epsilon, steps:
         Of the game that is played; at most `steps` agent steps of it.
     temperature:
@@ -138,9 +138,9 @@ class ExpertView(View):
         ranked = describe_q(self.recording.q_values, self.temperature)[column].sort_values(ascending=False).index
         found: list[int] = []
         for step in ranked.tolist():
-            if all(abs(step - other) >= _APART for other in found):
+            if len(found) < 10 and all(abs(step - other) >= _APART for other in found):
                 found.append(step)
-        return found[:10]
+        return found
 
     def jump(self, column: str) -> None:
         """Go to the first of `moments`, or from one of them to the next."""
