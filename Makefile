@@ -55,10 +55,10 @@ figures: $(READY)  ## Redraw plots/ but the benchmark's figures, and the tables 
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-decided-breakout.ipynb -k python3 --no-progress-bar \
 		-p runs data/ablations/decided-breakout -p figures plots/decided-breakout
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-decided-pong.ipynb -k python3 --no-progress-bar \
-		-y "runs: [data/results/study-pong, data/ablations/decided-pong]" -p figures plots/decided-pong \
-		-p select "query_fraction == 0.1 and (acquisition == 'bald' or precision == 'bfloat16')"
+		-p runs data/ablations/decided-pong -p figures plots/decided-pong
 	$(BIN)/papermill notebooks/04_compare_runs.ipynb data/runs/compare-mixed-pong.ipynb -k python3 --no-progress-bar \
-		-y "runs: [data/ablations/decided-pong, data/ablations/mixed-pong]" -p figures plots/mixed-pong
+		-y "runs: [data/ablations/decided-pong, data/ablations/mixed-pong]" -p figures plots/mixed-pong \
+		-p select "acquisition != 'bald'"
 	$(BIN)/papermill notebooks/06_uncertain_frames.ipynb data/runs/frames.ipynb -k python3 --no-progress-bar \
 		--stdout-file - -y "runs: [$(CURDIR)/data/sample, $(CURDIR)/data/results]" -p gifs "$(CURDIR)/plots"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -245,13 +246,20 @@ def plot_thresholds(thresholds: pd.DataFrame, *, ax: Axes | None = None) -> Axes
 def plot_areas(areas: pd.DataFrame, estimates: pd.DataFrame, *, x: str = "agent_steps", ax: Axes | None = None) -> Axes:
     """Mean normalised score of each run (pale, with its noise), and of each function with its interval, if it has one.
 
-    `areas`, `estimates`: as `aamlib.comparison.areas` and `estimates`, of one game.
+    `areas`, `estimates`: as `aamlib.comparison.areas` and `estimates`, of one game, or of several taken together, which
+    have a marker each.
     """
     ax = ax or plt.gca()
     colors, places = palette(areas["acquisition"]), _rows(ax, areas)
-    for treatment, rows in areas.groupby(["query_fraction", "acquisition"]):
-        y, color = places[treatment], colors[str(treatment[1])]
-        ax.errorbar(rows[f"area_{x}"], [y] * len(rows), xerr=rows[f"area_{x}_noise"], fmt="o", color=color, alpha=0.5)
+    markers = dict(zip(areas["game"].unique(), itertools.cycle("os^Dv")))
+    for (game, share, acquisition), rows in areas.groupby(["game", "query_fraction", "acquisition"]):
+        style = {"fmt": markers[game], "color": colors[str(acquisition)], "alpha": 0.5}
+        at = [places[share, acquisition]] * len(rows)
+        ax.errorbar(rows[f"area_{x}"], at, xerr=rows[f"area_{x}_noise"], **style)
+    if len(markers) > 1:
+        for game, marker in markers.items():
+            ax.plot([], [], marker, color="0.5", label=game)
+        ax.legend()
     bars = estimates.dropna(subset=["low"])[["query_fraction", "acquisition", "iqm", "low", "high"]]
     for share, acquisition, middle, low, high in bars.to_numpy():
         y, color = places[share, acquisition], colors[acquisition]
@@ -368,12 +376,13 @@ def _show(ax: Axes, *xs: float) -> None:
 
 
 def _log_ticks(axis: Axis, formatter: Formatter) -> None:
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(formatter)
     low, high = axis.get_view_interval()
-    if sum(low <= tick <= high for tick in axis.get_majorticklocs()) < 2:  # values that are nearly alike
-        axis.set_major_locator(MaxNLocator(4))
+    for locator in (LogLocator(subs=(1, 2, 5)), LogLocator(subs=(1, 2, 3, 5, 7)), MaxNLocator(4)):
+        axis.set_major_locator(locator)
+        if sum(low <= tick <= high for tick in axis.get_majorticklocs()) >= 3:  # two could be of a linear scale
+            break
 
 
 def _rows(ax: Axes, table: pd.DataFrame) -> dict[Any, float]:

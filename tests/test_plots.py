@@ -166,7 +166,7 @@ def test_panels_that_share_an_axis_show_all_of_their_thresholds():
 
 
 def test_areas_show_each_seed_and_an_interval_where_there_is_one(ax):
-    areas = pd.DataFrame({"acquisition": ["bald"] * 5 + ["random"], "query_fraction": 0.1})
+    areas = pd.DataFrame({"game": "pong", "acquisition": ["bald"] * 5 + ["random"], "query_fraction": 0.1})
     areas["area_agent_steps"] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.3]
     areas["area_agent_steps_noise"] = 0.02
     estimates = pd.DataFrame(
@@ -181,6 +181,20 @@ def test_areas_show_each_seed_and_an_interval_where_there_is_one(ax):
     assert interval.get_xdata().tolist() == [0.6, 0.8]
     assert list(middle.get_xdata()) == [0.7]
     assert ax.get_xlim()[0] <= 0 < 1 <= ax.get_xlim()[1]
+    assert ax.get_legend() is None
+
+
+def test_areas_over_several_games_have_a_marker_for_each(ax):
+    areas = pd.DataFrame({"game": ["breakout", "pong"], "acquisition": "bald", "query_fraction": 0.1})
+    areas = areas.assign(area_agent_steps=[0.6, 0.8], area_agent_steps_noise=0.02)
+    estimates = pd.DataFrame([], columns=["acquisition", "query_fraction", "iqm", "low", "high"])
+    plots.plot_areas(areas, estimates, ax=ax)
+    drawn = {line.get_marker(): line.get_xdata().tolist() for line in ax.get_lines()[:2]}
+    texts, handles = ax.get_legend().get_texts(), ax.get_legend().legend_handles
+    assert {text.get_text(): drawn[handle.get_marker()] for text, handle in zip(texts, handles, strict=True)} == {
+        "breakout": [0.6],
+        "pong": [0.8],
+    }
 
 
 def test_phases_are_stacked_means_over_rounds_without_the_warm_up(ax):
@@ -220,12 +234,12 @@ def test_seconds_add_up_per_phase(ax, longer, unit, widths):
     assert [bar.get_width() for bar in ax.patches] == widths
 
 
-@pytest.mark.parametrize("shares", [(0.066, 0.069), (0.13, 0.16), (0.01, 0.3)])
-def test_a_log_scale_has_two_ticks_at_least(ax, shares):
+@pytest.mark.parametrize("shares", [(0.066, 0.069), (0.13, 0.16), (0.025, 0.13), (0.01, 0.3)])
+def test_a_log_scale_has_three_ticks_at_least(ax, shares):
     rounds = pd.DataFrame({"agent_steps": range(2), "run": "a", "acquisition": "bald", "asked_costly": shares})
     plots.plot_asked(rounds.assign(pool_costly=rounds["asked_costly"]), "asked_costly", ax=ax)
     low, high = ax.get_ylim()
-    assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 2
+    assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 3
 
 
 def test_gif_runs_each_state_through_its_four_frames_in_its_place():

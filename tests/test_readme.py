@@ -14,6 +14,7 @@ from stable_baselines3 import DQN, PPO
 from synthetic import Screens
 
 import aamlib
+from aamlib.grids import plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,6 +80,29 @@ def test_a_policy_of_ones_own(small):
     assert run.status == "finished"
     q_values = np.stack(run.selection(2)["expert_q"].to_list())
     np.testing.assert_allclose(np.exp(q_values).sum(axis=1), 1, rtol=1e-4)  # logits of a Categorical are normalised
+
+
+def test_the_table_of_grids_tells_how_many_runs_are_planned_and_published(tmp_path, monkeypatch):
+    grids = ROOT / "notebooks" / "grids"
+    monkeypatch.syspath_prepend(grids)
+    rows = re.findall(r"^\| \[(.+)\]\(notebooks/grids/.*\| (\d+) \| (\d+) \|$", README, re.MULTILINE)
+    assert {name for name, *_ in rows} == {path.stem for path in grids.glob("*.toml")} - {"small"}
+    for name, planned, published in rows:
+        assert int(planned) == len(plan(grids / f"{name}.toml", tmp_path))
+        assert int(published) == len([*(ROOT / "data").glob(f"*/{name}/*/metrics.csv")])
+    assert f"To run all {sum(int(planned) for _, planned, _ in rows)} takes" in README
+
+
+def test_the_grid_for_ones_own_function_has_the_published_runs_setting(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "margin.py").write_text(example("def margin"))
+    (toml,) = re.findall(r"^```toml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (tmp_path / "margin.toml").write_text(toml)
+    published = {cell.config for cell in plan(ROOT / "notebooks" / "grids" / "study-pong.toml", tmp_path)}
+    configs = [cell.config for cell in plan(tmp_path / "margin.toml", tmp_path)]
+    assert [config.seed for config in configs] == [0, 1, 2, 3, 4]
+    assert {config.acquisition for config in configs} == {"margin:margin"}
+    assert {dataclasses.replace(config, acquisition="random") for config in configs} <= published
 
 
 def test_commands_name_notebooks_parameters_and_targets_that_there_are():

@@ -148,7 +148,7 @@ def test_chance_where_it_matters(beside_chance, readme, findings):
     decided, bald, random = areas_of(curves)
     assert pairs_above(decided, random) == 25
     better = p_of_pair(curves, "decided:decided", "random")
-    assert f"below theirs in all 25 pairs ({better})" in readme
+    assert f"below *decided*'s in all 25 pairs ({better})" in readme
     assert "each of theirs is above each of random's" in findings
     assert f"({better}, corrected for these three pairs: the smallest that there can be)" in findings
     undecided = p_of_pair(curves, "decided:decided", "bald")
@@ -156,7 +156,7 @@ def test_chance_where_it_matters(beside_chance, readme, findings):
     assert f"the larger in {pairs_above(decided, bald)} of the 25 pairs ([{undecided}](" in findings
     means = [f"{comparison.iqm(areas):.2f}" for areas in (decided, bald, random)]
     for page, texts in (
-        (readme, ("their area is {} [", "BALD's {} [", "random's {} [")),
+        (readme, ("its area is {} [", "BALD's {} [", "random's {} [")),
         (findings, ("Their area is {} [", "BALD's {} [", "random's, {} [")),
     ):
         for text, mean in zip(texts, means, strict=True):
@@ -170,7 +170,6 @@ def test_chance_where_it_matters(beside_chance, readme, findings):
     costly = asked[["asked_costly", "pool_costly"]].map(lambda share: percent(share, 1))
     (ours, our_pool), (of_bald, bald_pool), (of_random, _) = (costly.loc[name] for name in BESIDE_CHANCE)
     assert ours == of_random
-    assert f"({ours} each; BALD's {of_bald})" in readme
     assert (
         f"({ours} and {our_pool}), and as many as of random's ({of_random}); of BALD's more ({of_bald} and {bald_pool})"
         in findings
@@ -184,10 +183,6 @@ def test_bald_and_random_anew_beside_their_older_runs(beside_chance, curves, rea
     of_new, of_older = (f"{comparison.iqm(areas):.2f}" for areas in (random, older_random))
     assert of_new == of_older
     assert [pairs_above(older_bald, runs) for runs in (random, older_random)] == [25, 25]
-    assert (
-        f"have {of_older} for random too, and {comparison.iqm(older_bald):.2f} for BALD, above random, older and new, "
-        "in every pair"
-    ) in readme
     assert f"eight bits, is {comparison.iqm(older_bald):.2f} [" in findings
     undecided, alone = (
         p_of_pair(beside_chance[0], "bald", "random"),
@@ -211,9 +206,10 @@ def test_bald_and_random_anew_beside_their_older_runs(beside_chance, curves, rea
     assert stats.permutation_p([all_bald.to_numpy()], [all_random.to_numpy()]) < 0.001
     assert f"the larger in {of_all} of the 100 pairs (p < 0.001)" in findings
     assert (
-        f"in {pairs} of the 25 pairs (p = {alone:.3f} by itself), and by all ten runs of each in {of_all} of 100"
-        in readme
-    )
+        f"there BALD is above random in {pairs} of the 25 pairs, which is undecided ([Why](#why)), and by all ten "
+        f"runs of each, which was not planned, in {of_all} of 100; "
+    ) in readme
+    assert f"five runs anew on 5 % leave it undecided by themselves ({undecided}) |" in readme
     assert "is above random's older runs in all 25 pairs, too" in findings
     assert pairs_above(decided, older_random) == 25
 
@@ -247,29 +243,46 @@ def test_unique_labels_of_chance_where_it_matters(beside_chance, readme, finding
 
 
 def test_chance_where_it_matters_on_pong(references, curves, readme, findings):
-    older = of(comparison.areas(curves), "pong", 0.1).set_index("acquisition")["area_agent_steps"]["random"]
-    folders = RESULTS / "study-pong", ABLATIONS / "decided-pong"
-    condition = "acquisition == 'bald' or precision == 'bfloat16'"
-    curves, asked = curves_and_questions(references, "pong", 0.1, condition, *folders)
+    older = of(comparison.areas(curves), "pong", 0.1).set_index("acquisition")["area_agent_steps"]
+    condition = f"acquisition in {BESIDE_CHANCE}"
+    curves, asked = curves_and_questions(references, "pong", 0.1, condition, ABLATIONS / "decided-pong")
     decided, bald, random = areas_of(curves)
     pairs = pairs_above(random, decided)
     undecided = p_of_pair(curves, "random", "decided:decided")
-    assert f"larger in {pairs} of the 25 pairs, which is undecided ({undecided}; " in readme
-    assert f"the larger in {pairs} of the 25 pairs, which is undecided ([{undecided}](" in findings
-    of_older, p = pairs_above(older, decided), 3 * stats.permutation_p([older.to_numpy()], [decided.to_numpy()])
-    assert f"its older runs have {of_older}, p = {p:.3f})" in readme
-    area = f"whose area is {comparison.iqm(older):.2f} too"
-    assert f"Beside random's older runs, {area}, it was {of_older} of them, and p = {p:.3f}" in findings
-    assert f"{comparison.iqm(older):.2f}" == f"{comparison.iqm(random):.2f}"
-    above, below = pairs_above(bald, decided), pairs_above(random, bald)
-    assert f"in {above} of the 25 pairs above theirs and in {below} below random's" in findings
     means = [f"{comparison.iqm(areas):.2f}" for areas in (decided, bald, random)]
-    assert f"but their area is {means[0]} [" in readme
+    assert f"but its area is {means[0]} [" in readme
+    assert f"], below random's, {means[2]} [" in readme
+    assert f"in {pairs} of the 25 pairs, which is undecided ({undecided}); BALD's is {means[1]} [" in readme
+    assert f"such runs is below random's in {pairs} of the 25 pairs, which is undecided ([Why](#why))" in readme
+    assert f"the larger in {pairs} of the 25 pairs, which is undecided ([{undecided}](" in findings
     assert f"Their area is {means[0]} [" in findings
-    assert f"and BALD's {means[1]} [" in readme
-    assert f"BALD's, {means[1]} [" in findings
-    assert f"That of random, run anew by the same code, is {means[2]} [" in readme
     assert f"], random's {means[2]} [" in findings
+    of_older = pairs_above(older["random"], decided)
+    p = 3 * stats.permutation_p([older["random"].to_numpy()], [decided.to_numpy()])
+    area = f"whose area is {comparison.iqm(older['random']):.2f} too"
+    assert f"Beside random's older runs, {area}, it was {of_older} of them, and p = {p:.3f}" in findings
+    assert f"{comparison.iqm(older['random']):.2f}" == means[2]
+    above, below = pairs_above(bald, decided), pairs_above(random, bald)
+    both = p_of_pair(curves, "bald", "decided:decided")
+    assert p_of_pair(curves, "bald", "random") == both
+    assert (
+        f"in {above} of the 25 pairs above theirs and in {below} below random's, and undecided against both "
+        f"({both} each)"
+    ) in findings
+    assert f"BALD's, {means[1]} [" in findings
+    p = stats.permutation_p([older["bald"].to_numpy()], [bald.to_numpy()])
+    assert (
+        f"whose area is {comparison.iqm(older['bald']):.2f} (larger in {pairs_above(older['bald'], bald)} of the 25 "
+        f"pairs, p = {p:.2f})"
+    ) in findings
+    assert f"has the larger one in {below} ([below]" in findings
+    of_bald, of_random = pd.concat([bald, older["bald"]]), pd.concat([random, older["random"]])
+    of_all, p = pairs_above(of_random, of_bald), stats.permutation_p([of_random.to_numpy()], [of_bald.to_numpy()])
+    assert f"the larger in {of_all} of the 100 pairs (p = {p:.3f}, not corrected for anything)" in findings
+    assert (
+        f"both run anew, in {below}, and by all ten runs of each, not planned either, in {of_all} of 100 "
+        f"(p = {p:.3f} by itself)"
+    ) in readme
     ours, of_bald, of_random = (percent(asked["asked_indifferent"][name], 1) for name in BESIDE_CHANCE)
     assert f"({ours}; BALD {of_bald}, random {of_random})" in readme
     assert f"{ours} leave the expert indifferent, of BALD's {of_bald}, of random's {of_random} " in findings
@@ -286,12 +299,13 @@ def test_half_chance_on_pong(references, readme, findings):
     curves, asked = curves_and_questions(references, "pong", 0.1, f"acquisition in {functions}", *folders)
     mixed, decided, random = areas_of(curves, functions=functions)
     pairs = pairs_above(mixed, decided)
-    for page in (readme, findings):
-        assert f"their area is {comparison.iqm(mixed):.2f} [" in page
+    assert f"the area of *mixed* is {comparison.iqm(mixed):.2f} [" in readme
+    assert f"their area is {comparison.iqm(mixed):.2f} [" in findings
     better, undecided = (p_of_pair(curves, "mixed:mixed", other) for other in ("decided:decided", "random"))
     random_beside_decided = p_of_pair(curves, "random", "decided:decided")
     assert (
-        f"above that of the former in {pairs} of the 25 pairs ({better}), and beside random's undecided ({undecided})"
+        f"above *decided*'s in {pairs} of the 25 pairs ({better}; with one pair fewer it would be undecided), and "
+        f"beside random's undecided ({undecided})"
     ) in readme
     assert f"larger than that of chance where the action matters in {pairs} of the 25 pairs ([{better}](" in findings
     assert (
@@ -301,13 +315,13 @@ def test_half_chance_on_pong(references, readme, findings):
     spread = [f"{areas.min():.2f} to {areas.max():.2f}" for areas in (mixed, decided)]
     assert f"areas spread about alike ({spread[0]}, and {spread[1]})" in findings
     _, *unique = labels_of(curves, functions)
-    assert f"{unique[0]} in place of {unique[1]} (random {unique[2]})" in readme
+    assert f"({unique[0]} in place of {unique[1]}; random {unique[2]})" in readme
     assert f"({unique[0]}; chance where the action matters {unique[1]}, random {unique[2]})" in findings
     of_questions, of_pool = (asked[f"{of_what}_costly"] for of_what in ("asked", "pool"))
     ours, our_pool = of_questions["decided:decided"], of_pool["decided:decided"]
     assert 0.45 < ours / our_pool < 0.55
-    assert f"half as many of their students' costly mistakes as chance would ({percent(ours, 1)} of their" in readme
-    assert f"of their questions, {percent(our_pool, 1)} of their pools)" in readme
+    assert f"half as many of its students' costly mistakes as chance would ({percent(ours, 1)} of its" in readme
+    assert f"of its questions, {percent(our_pool, 1)} of its pools)" in readme
     assert f"({percent(ours, 2)} of their questions, {percent(our_pool, 2)} of their pools)" in findings
     ours, our_pool = of_questions["mixed:mixed"], of_pool["mixed:mixed"]
     indifferent = percent(asked["asked_indifferent"]["mixed:mixed"], 1)
