@@ -329,6 +329,29 @@ def test_half_chance_on_pong(references, readme, findings):
     assert f"as of their pools ({percent(ours, 2)} and {percent(our_pool, 2)}, [all of it]" in findings
 
 
+def test_ranges_of_areas(curves, readme):
+    areas = comparison.areas(curves).groupby(TREATMENT)["area_agent_steps"]
+
+    def ranges(game, share, *functions):
+        return [
+            f"{runs.min():.2f} to {runs.max():.2f}" for runs in (areas.get_group((game, share, f)) for f in functions)
+        ]
+
+    def lowest_other(game, share):
+        return f"{areas.min()[game, share].drop('entropy').min():.2f} and more"
+
+    on_5, on_10 = (ranges("breakout", share, "bald", "random", "variation_ratio", "entropy") for share in (0.05, 0.1))
+    _, random, ratio, entropy = ranges("pong", 0.1, "bald", "random", "variation_ratio", "entropy")
+    assert f"on 5 % ({on_5[0]}; random's {on_5[1]}) and on 10 % ({on_10[0]}; {on_10[1]}; p" in readme
+    assert (
+        f"on Pong, 10 % ({ratio}; {random}), and on Breakout, 5 % ({on_5[2]}; {on_5[1]}) and 10 % ({on_10[2]}; "
+        f"{on_10[1]}; p"
+    ) in readme
+    assert f"on Pong, 10 % ({entropy}; {lowest_other('pong', 0.1)})" in readme
+    assert f"on Breakout, 5 % ({on_5[3]}; {lowest_other('breakout', 0.05)})" in readme
+    assert f"and 10 % ({on_10[3]}; {lowest_other('breakout', 0.1)}; p" in readme
+
+
 def test_random_beside_bald_on_pong(curves, readme):
     areas = of(comparison.areas(curves), "pong", 0.1)
     by_seed = areas.pivot(index="seed", columns="acquisition", values="area_agent_steps")
