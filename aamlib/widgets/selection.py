@@ -108,7 +108,8 @@ class SelectionView(RoundView):
         keep = states["frames"].notna() & states["q_gap"].between(*self.gaps)
         if self.percentiles != (0, 100):
             low, high = self.percentiles
-            keep &= states[self.sort].rank(pct=True, method="first").mul(100).between(low, high)
+            in_order = states.sort_values([self.sort, "score_random"])[self.sort]  # chance orders those that are equal
+            keep &= in_order.rank(pct=True, method="first").mul(100).between(low, high)
         if self.agreement == "costly mistake":
             keep &= states["costly"]
         elif self.agreement != "all":
