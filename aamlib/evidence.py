@@ -139,5 +139,10 @@ def _mean_and_range(by: DataFrameGroupBy) -> pd.DataFrame:
 
 
 def full_pool(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The rounds that asked about a full pool, and so about equally many states."""
-    return metrics[(metrics["round"] > 0) & (metrics["pool_states"] == metrics["pool_size"])]
+    """The rounds that asked about their whole share of a full pool, and so about equally many states.
+
+    The last one of a label budget may have had fewer labels left.
+    """
+    asked = metrics.groupby("run")["labels_used"].diff()
+    is_full = (metrics["pool_states"] == metrics["pool_size"]) & (metrics["round"] > 0)
+    return metrics[is_full & (asked == (metrics["query_fraction"] * metrics["pool_size"]).round())]

@@ -135,7 +135,9 @@ def plot_curves(
     colors = palette(curves["acquisition"])
     for acquisition in in_order(curves["acquisition"]):
         rows = curves[curves["acquisition"] == acquisition]
-        ax.scatter(rows[x], rows["score"], s=10, color=colors[acquisition], alpha=0.5, linewidth=0)
+        has_line = rows["smoothed"].notna().any()
+        label = None if has_line else name_of(acquisition)
+        ax.scatter(rows[x], rows["score"], s=10, color=colors[acquisition], alpha=0.5, linewidth=0, label=label)
         _draw_runs(ax, rows, x, "smoothed", name_of(acquisition), color=colors[acquisition])
     ax.set_xlim(0, float(curves[x].max()) * 1.02)
     if all_labels is not None:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.collections import PathCollection
 from PIL import Image
 
 from aamlib import figures, plots
@@ -105,6 +106,17 @@ def test_a_run_without_a_value_yet_does_not_move_the_band(ax, curves):
     begun = curves.head(1).assign(run="begun", labels_used=1000, smoothed=np.nan)
     plots.plot_curves(pd.concat([curves, begun]), {}, x="labels_used", ax=ax)
     assert ax.get_lines()[0].get_xdata().tolist() == [10, 20, 30]
+
+
+def test_runs_without_a_mean_yet_are_dots_with_a_name(ax, curves):
+    begun = curves["acquisition"] == "bald"
+    plots.plot_curves(curves.assign(smoothed=curves["smoothed"].mask(begun)), {}, ax=ax)
+    drawn = dict(
+        zip((text.get_text() for text in ax.get_legend().get_texts()), ax.get_legend().legend_handles, strict=True)
+    )
+    assert isinstance(drawn.pop("BALD"), PathCollection)
+    assert drawn
+    assert not any(isinstance(handle, PathCollection) for handle in drawn.values())
 
 
 def test_a_setting_by_which_runs_are_told_apart_follows_the_name():

@@ -48,21 +48,25 @@ def test_of_the_whole_pool_any_function_stands_beside_the_study(tmp_path):
 
 
 def test_the_studys_losses_stand_beside_ours_of_a_full_pool(metrics):
-    metrics = metrics.assign(pool_states=metrics["pool_size"].where(metrics["round"] > 1, 1))
     theirs = pd.DataFrame(
         {"game": "pong", "query_fraction": [0.1, 0.4], "acquisition": "bald", "first": 2.0, "last": 1.0}
     )
     table = study.losses(metrics, theirs)
     pd.testing.assert_frame_equal(table[list(theirs)], theirs)
-    loss = metrics.query("run == 'pong-bald-0.1-0' and round > 1")["loss"]
+    run = metrics.query("run == 'pong-bald-0.1-0'").set_index("round")
+    loss = run.loc[run["pool_states"] == run["pool_size"], "loss"]
+    assert len(loss) < len(run) - 1, "the pool is not full from the start"
     ours = [loss.head(evidence.LAST).mean(), loss.tail(evidence.LAST).mean()]
     assert table.loc[0, ["first_ours", "last_ours"]].tolist() == pytest.approx(ours)
     assert table["seeds_ours"].tolist() == [1, 0]
     half = metrics.assign(pool_size=50_000, pool_states=50_000)
     assert study.losses(half, theirs)["seeds_ours"].tolist() == [0, 0], "sums over fewer queries"
+    cut = metrics.assign(labels_used=metrics["labels_used"].where(metrics["round"] < metrics["round"].max(), 0))
+    ours = [loss.iloc[:-1].head(evidence.LAST).mean(), loss.iloc[:-1].tail(evidence.LAST).mean()]
+    assert study.losses(cut, theirs).loc[0, ["first_ours", "last_ours"]].tolist() == pytest.approx(ours)
     begun = metrics.query("run == 'pong-bald-0.1-0' and round < 20").assign(run="begun", seed=1)
     table = study.losses(pd.concat([metrics, begun]), theirs)
-    ours = [loss.head(evidence.LAST).mean(), loss.iloc[: begun["round"].max() - 1].tail(evidence.LAST).mean()]
+    ours = [loss.head(evidence.LAST).mean(), loss.loc[: begun["round"].max()].tail(evidence.LAST).mean()]
     assert table.loc[0, ["first_ours", "last_ours"]].tolist() == pytest.approx(ours), "students of one age"
 
 
