@@ -143,7 +143,8 @@ def draw_policies(
     shift = 0.0 if student is None else 0.2
     ax.barh(y - shift, expert, height=0.36, color=EXPERT, label="expert")
     if student is not None:
-        ax.barh(y + shift, student, height=0.36, color=STUDENT, label="student, mean")
+        label = "student" if samples is None else "student, mean"
+        ax.barh(y + shift, student, height=0.36, color=STUDENT, label=label)
     if samples is not None:
         spread = np.linspace(-0.14, 0.14, len(samples))[:, None] + (y + shift)
         ax.scatter(samples, spread, s=9, color="0.1", linewidth=0, zorder=3, label=f"student's {len(samples)} passes")

@@ -97,6 +97,19 @@ def test_the_numbers_and_pictures_are_those_of_the_step(runs, pong_expert):
         assert sum(list(mark) == [step, step] for mark in marks) == 2, "over Q-values and over Q-gaps"
 
 
+def test_whose_game_it_is_and_where_chance_played_is_said(view):
+    assert view.figure().get_suptitle() == f"pong, expert {Path(view.expert).stem}, seed 1, student pong-bald"
+    best = view.recording.q_values.argmax(axis=1)
+    by_chance = np.flatnonzero(best != view.recording.actions)
+    assert 0 < len(by_chance) < len(best)
+    for step in range(len(best)):
+        view.step = step
+        assert ("by chance in place of" in view.readout) == (step in by_chance)
+    view.step = by_chance[0]
+    taken, wanted = (view.actions[action] for action in (view.recording.actions[view.step], best[view.step]))
+    assert f", {taken} by chance in place of {wanted}, score" in view.readout
+
+
 def test_a_click_on_the_timeline_goes_to_its_step(view):
     timeline = controls(view.panel, "aam-timeline")
     view.step = 42
@@ -115,7 +128,7 @@ def test_a_click_on_the_timeline_goes_to_its_step(view):
 def test_what_is_chosen_but_not_played_yet_is_said(view):
     assert "Press Play a game" not in view.readout
     view.seed += 1
-    assert view.readout.startswith(f"{Path(view.expert).stem}, seed {view.seed - 1}: ")
+    assert view.readout.startswith(f"pong, expert {Path(view.expert).stem}, seed {view.seed - 1}: ")
     assert view.readout.endswith("Press Play a game to see what is chosen above")
     view.seed -= 1
     assert "Press Play a game" not in view.readout
@@ -303,6 +316,17 @@ def test_a_selection_is_sorted_filtered_and_cut_as_told(runs):
     view.agreement, view.sort, view.percentiles = "all", "score_entropy", (90, 100)
     threshold = view.states["score_entropy"].quantile(0.89)
     assert (view.shown["score_entropy"] >= threshold).all()
+
+
+def test_states_of_equal_scores_have_percentiles_by_chance(runs, tmp_path):
+    """Those with frames, which are recorded first, are not all below the others."""
+    run = publish(runs["pong-bald"], tmp_path / "run", selections=1)
+    path = next((run.dir / "selections").iterdir())
+    pd.read_parquet(path).assign(score_variation_ratio=0.0).to_parquet(path)
+    view = SelectionView({"run": run}, sort="score_variation_ratio", percentiles=(90, 100))
+    n_framed = view.states["frames"].notna().sum()
+    assert n_framed < len(view.states)
+    assert 0.05 * n_framed < len(view.shown) < 0.15 * n_framed
 
 
 def test_a_run_is_sorted_by_its_own_function_until_told_otherwise(runs):

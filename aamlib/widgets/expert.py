@@ -159,12 +159,13 @@ class ExpertView(View):
         game, q = self.recording, self.recording.q_values
         numbers = describe_q(q, self.temperature)
         here = numbers.iloc[self.step]
-        action = self.actions[game.actions[self.step]]
+        action, best = self.actions[game.actions[self.step]], self.actions[q[self.step].argmax()]
+        if action != best:
+            action += f" by chance in place of {best}"
         text = (
-            f"{Path(self.shown['expert']).stem}, seed {self.shown['seed']}: step {self.step} of {len(game) - 1}, "
-            f"{action}, score {game.rewards[: self.step].sum()}; Q-gap {here['q_gap']:.3f}, Q-range "
-            f"{here['q_range']:.3f}, policy entropy {here['label_entropy']:.2f} nats "
-            f"(indifferent in {numbers['indifferent'].mean():.1%} of the steps)"
+            f"{self.title()}: step {self.step} of {len(game) - 1}, {action}, score {game.rewards[: self.step].sum()}; "
+            f"Q-gap {here['q_gap']:.3f}, Q-range {here['q_range']:.3f}, policy entropy {here['label_entropy']:.2f} "
+            f"nats (indifferent in {numbers['indifferent'].mean():.1%} of the steps)"
         )
         if self.student_q is not None:
             agreed = (self.student_q.argmax(axis=1) == q.argmax(axis=1)).mean()
@@ -175,6 +176,10 @@ class ExpertView(View):
         if self.choice != self.shown:
             text += ". Press Play a game to see what is chosen above"
         self.readout = text
+
+    def title(self) -> str:
+        """Whose game is shown."""
+        return f"{self.shown['game']}, expert {Path(self.shown['expert']).stem}, seed {self.shown['seed']}"
 
     def figure(self) -> Figure:
         """Frames, Q-values over the game, policies and histograms of the present state."""
@@ -187,6 +192,8 @@ class ExpertView(View):
         for name, image in (("frame", self.frame()), ("strip", figures.strip(self.stacks[self.step]))):
             axes[name].imshow(image, cmap="gray", vmin=0, vmax=255)
             axes[name].axis("off")
+        student = f", student {self.shown['student']}" if self.shown["student"] else ""
+        figure.suptitle(self.title() + student, fontsize="medium")
         axes["frame"].set_title(f"step {self.step}")
         axes["strip"].set_title("the state: its four frames", fontsize="medium")
         figures.draw_timeline((axes["q"], axes["gap"]), self.recording.q_values, self.actions)

@@ -84,9 +84,11 @@ class ScatterView(RoundView):
         return points
 
     def stacks(self) -> np.ndarray:
-        """Frames of the picked states (of all, when none is picked), the first 25 there are, uint8 (N, 4, 84, 84)."""
+        """Frames of up to 25 of the picked states (of all, when none is picked), by chance, uint8 (N, 4, 84, 84)."""
         states = self.states.iloc[list(self.picked)] if self.picked else self.states
-        return np.array(states["frames"].dropna().iloc[:_SHOWN].to_list(), np.uint8).reshape(-1, 4, 84, 84)
+        frames = states["frames"].dropna()  # the oldest first
+        drawn = frames if len(frames) <= _SHOWN else frames.sample(_SHOWN, random_state=0)
+        return np.array(drawn.to_list(), np.uint8).reshape(-1, 4, 84, 84)
 
     def figure(self) -> Figure:
         """The points, and frames of picked states."""
