@@ -154,6 +154,12 @@ def test_references_of_a_game_that_no_run_plays_are_told_of(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("given", [{}, {"references": REFERENCES}, {"by": "n_samples"}, {"select": "seed == 0"}])
+def test_only_the_published_runs_as_they_are_redraw_the_published_figures(given):
+    folder = "runs/figures" if given else "../plots"
+    assert run_cells("04_compare_runs", 2, **given)["figures"].resolve() == (aamlib.DATA_DIR / folder).resolve()
+
+
 def test_no_folder_at_all_is_refused(tmp_path):
     with pytest.raises(aamlib.ConfigError, match="runs names no folder; give one that holds run folders"):
         run_cells("04_compare_runs", 2, runs=[], figures=str(tmp_path))

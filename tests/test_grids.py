@@ -12,7 +12,7 @@ from aamlib.runs import find_runs
 from aamlib.starts import read_starts
 
 FOLDER = Path(__file__).parents[1] / "notebooks" / "grids"
-PUBLISHED = sorted(path for kind in ("results", "ablations") for path in (aamlib.DATA_DIR / kind).glob("*/"))
+PUBLISHED = sorted(path for kind in ("results", "ablations") for path in (aamlib.DATA_DIR / kind).glob("[!.]*/"))
 
 
 def test_every_combination_is_a_cell_but_the_excluded(tmp_path):
