@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
 import aamlib
+from aamlib import plots
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 PARAMETERS = {
@@ -124,7 +126,14 @@ def test_run_experiment(tiny, tmp_path, recorded_stacks):
     for name in ("curves.png", "metrics.csv"):
         assert (tmp_path / "run" / name).stat().st_size > 0
         assert name in text
-    assert (tmp_path / "run" / "queried.gif").exists() == ("queried.gif" in text) == bool(recorded_stacks)
+    gif = tmp_path / "run" / "queried.gif"
+    assert gif.exists() == ("queried.gif" in text) == bool(recorded_stacks)
+    if recorded_stacks:
+        run = aamlib.Run(tmp_path / "run")
+        queried = run.selection(int(run.metrics["round"].max())).query("kind == 'queried'").dropna(subset="frames")
+        assert len(queried) > 1
+        by_score = queried.sort_values(f"score_{tiny.acquisition}", ascending=False)
+        assert gif.read_bytes() == plots.gif_bytes(np.stack(by_score["frames"].to_list())), "the highest score first"
 
 
 PONG = str(aamlib.experts.expert_path("pong"))
@@ -164,6 +173,16 @@ def test_runs_stand_beside_each_other_though_one_has_no_score_of_ones_own_functi
     left = run_cells("06_uncertain_frames", 3, runs=str(tmp_path), run="own", sort="score_margin:margin")
     assert (left["view"].sort, left["right"].run) == ("score_margin:margin", "plain")
     assert left["right"].sort == "score_bald"
+
+
+def test_the_left_of_two_begins_as_the_view_above_is_set():
+    variables = run_cells("06_uncertain_frames", 2, runs=str(aamlib.DATA_DIR / "sample"))
+    view = variables["view"]
+    view.kind, view.sort, view.descending, view.agreement = "random", "score_entropy", False, "disagree"
+    view.percentiles, view.gaps = (20, 80), (0.01, 1.0)
+    exec(variables["In"][3], variables)
+    assert len(view.shown)
+    pd.testing.assert_frame_equal(variables["left"].shown, view.shown)
 
 
 def test_a_run_stands_beside_one_that_has_other_rounds(tmp_path):
